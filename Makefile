@@ -1,0 +1,40 @@
+# Needs Python 3.11 or newer, git and make; everything else goes into .venv from requirements.lock.
+PYTHON ?= python3
+VENV := . .venv/bin/activate &&
+
+.PHONY: help .venv repro figures test drift smoke export executed
+
+help:  ## show this list
+	@awk -F':.*## ' '/^[.a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv: .venv/.ready  ## the environment, from requirements.lock
+
+.venv/.ready: requirements.lock settings.ini setup.py
+	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("colanb needs Python 3.11 or newer, e.g. make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+repro: .venv  ## run the pipeline of the active profile: data, training, scores, figures
+	$(VENV) dvc repro
+
+figures: .venv  ## rebuild the figures from committed results, without training
+	$(VENV) dvc repro --allow-missing
+
+test: .venv drift  ## export drift, notebook tests, tests/
+	$(VENV) OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
+	$(VENV) OMP_NUM_THREADS=1 python -m pytest -q tests
+
+drift: .venv  ## check that colanb/ and README.md are what the notebooks give
+	$(VENV) python -m pytest -q tests/test_export.py -k drift
+
+smoke: .venv  ## the whole pipeline in its micro profile, in a temporary copy
+	$(VENV) python .ci/smoke
+
+export: .venv  ## write colanb/ and README.md from the notebooks
+	$(VENV) nbdev_export && python .ci/readme > README.md
+
+executed: .venv  ## run the library notebooks in place and keep their outputs
+	$(VENV) OMP_NUM_THREADS=1 python -m nbconvert --to notebook --execute --inplace nbs/*.ipynb
+	$(VENV) nbdev_clean && python .ci/scrub nbs/*.ipynb
