@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROOT', 'project_root', 'Config', 'DataConfig', 'VAEConfig', 'DiTConfig', 'FlowConfig', 'TrainConfig', 'SampleConfig',
-           'RunConfig', 'TaskConfig', 'Profile', 'load_profile', 'load_run', 'stream', 'pick_device']
+           'RunConfig', 'TaskConfig', 'SweepConfig', 'Profile', 'load_profile', 'load_run', 'stream', 'pick_device']
 
 # %% ../nbs/00_config.ipynb #21919728
 import hashlib
@@ -201,7 +201,6 @@ class RunConfig(Config):
     stage1: TrainConfig = TrainConfig()
     stage2: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
-    vae_run: str | None = Field(None, description="run whose stage-1 VAE is used; None: this run's own")
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -216,31 +215,50 @@ class RunConfig(Config):
 class TaskConfig(Config):
     "What generation is scored on."
     path: str | None = Field(None, description="folder of <task>.jsonl items; None: the testbed's own items")
-    names: list[str] = Field(["lambada", "squad", "story_cloze", "mmlu", "obqa", "race", "siqa", "hellaswag"])
-    items: int = Field(100, ge=1, description="items per task and seed")
-    stories: int = Field(100, ge=0, description="unconditional texts per seed, judged by the testbed's parser")
+    names: list[str] = Field(["lambada", "squad", "story_cloze", "mmlu", "obqa", "race", "siqa", "hellaswag"], min_length=1)
+    items: int = Field(100, ge=1, description="items per task, the same for every seed")
+    texts: int = Field(100, ge=0, description="unconditional texts per seed (testbed: stories, judged by its parser)")
+    text_tokens: int = Field(48, ge=1, description="longest unconditional text")
     batch_size: int = Field(100, ge=1)
     rule: Literal["release", "paper"] = "release"
     seed: int = Field(2605, ge=0)
 
+# %% ../nbs/00_config.ipynb #4c5236d4
+class SweepConfig(Config):
+    "One figure's measurements: settings of the sampler, or noise levels for the VAE, over the profile's seeds."
+    settings: list[dict[str, Any]] = Field([{}], min_length=1, description="changes to the run's SampleConfig, one measurement each")
+    noise: list[float] = Field([], description="times t at which the VAE's reconstruction is measured instead")
+    names: list[str] | None = Field(None, description="tasks; None: all of the profile's")
+    items: int | None = Field(None, ge=1, description="items per task; None: the profile's")
+    texts: int | None = Field(None, ge=0, description="unconditional texts; None: the profile's")
+
 # %% ../nbs/00_config.ipynb #fe558e19
 class Profile(Config):
-    "One size of the whole study: its runs, seeds, sweeps and where results go."
+    "One size of the whole study: its corpora, runs, seeds, sweeps and where figures go."
     name: str
     seeds: list[int] = Field(min_length=1)
     workers: int = Field(2, ge=1, description="processes that train at the same time")
     figures: str = Field("figures", description="folder of the figures")
+    main: str = Field(description="run whose models the sweeps measure")
+    corpora: dict[str, DataConfig]
     runs: dict[str, dict[str, Any]]
+    vaes: dict[str, dict[str, str]] = Field(description="stage 1: run -> {corpus}")
+    priors: dict[str, dict[str, str]] = Field(description="stage 2: run -> {corpus, vae}")
     tasks: TaskConfig = TaskConfig()
-    sweeps: dict[str, dict[str, Any]] = Field({}, description="figure slug -> its axes")
-    vae_runs: list[str] = []
-    prior_runs: list[str] = []
-    scored: list[str] = []
+    slugs: list[str] = Field([], description="figures that need scores, keys of `sweeps`")
+    sweeps: dict[str, SweepConfig] = {}
 
     def run(self, name: str) -> RunConfig:  # name of a run in `runs`
-        "The validated run `name`; unknown names raise `ValueError`."
+        "The validated run `name` with its corpus; unknown names raise `ValueError`."
         if name not in self.runs: raise ValueError(f"run {name!r} is not in profile {self.name!r}: choose from {sorted(self.runs)}")
-        return RunConfig.model_validate({"name": name, **self.runs[name]})
+        corpus = (self.priors.get(name) or self.vaes.get(name) or {}).get("corpus")
+        if corpus not in self.corpora: raise ValueError(f"run {name!r} has corpus {corpus!r}: choose from {sorted(self.corpora)}")
+        return RunConfig.model_validate({"name": name, "data": self.corpora[corpus].model_dump(), **self.runs[name]})
+
+    def sweep(self, slug: str) -> SweepConfig:  # figure slug
+        "What is measured for a figure; unknown slugs raise `ValueError`."
+        if slug not in self.sweeps: raise ValueError(f"sweep {slug!r} is not in profile {self.name!r}: choose from {sorted(self.sweeps)}")
+        return self.sweeps[slug]
 
 # %% ../nbs/00_config.ipynb #8a26614e
 def load_profile(path: Path | None = None) -> Profile:  # params.yaml; default: the project's
