@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['testbed_of', 'items_of', 'row', 'outcomes_of', 'score_tasks', 'write_texts', 'is_story', 'judge_texts',
-           'reconstruction', 'run_sweep', 'publish_logs', 'read_logs', 'read_results', 'estimate_rows', 'summarise',
-           'Verdict', 'write_verdicts']
+           'reconstruction', 'trace_texts', 'run_sweep', 'publish_logs', 'read_logs', 'read_results', 'estimate_rows',
+           'summarise', 'Verdict', 'write_verdicts']
 
 # %% ../nbs/43_sweep.ipynb #1e0b8085
 import json
@@ -111,6 +111,23 @@ def reconstruction(
         share = (hits.sum(1) / valid.sum(1)).tolist()
         rows.append(row(seed, {"t": t}, "reconstruction", share))
     return rows
+
+# %% ../nbs/43_sweep.ipynb #05940fe0
+def trace_texts(model: ColaDLM, tokenizer: Tokenizer, config: SampleConfig, blocks: int, count: int) -> list[list[dict]]:
+    "For `count` unconditional samples the text after each step of the first `blocks` blocks: records block, t, text."
+    size = blocks * model.dit.config.block_size * model.vae.config.patch_size
+    sampler = Sampler(model.vae, model.dit, tokenizer, config.replace(max_new_tokens=size, stop_at_newline=False))
+    traces = []
+    for i in range(count):
+        steps: list[dict] = []
+        past: list[torch.Tensor] = []
+        def look(block: int, t: float, z: torch.Tensor):
+            ids = model.vae.decode(torch.cat([*past, z], 1)).argmax(-1)[0].tolist()
+            steps.append({"block": block, "t": round(t, 4), "text": tokenizer.decode(ids, skip_special=False)})
+            if t == 0: past.append(z)
+        for _ in sampler.blocks([""], [i], on_step=look): pass
+        traces.append(steps)
+    return traces
 
 # %% ../nbs/43_sweep.ipynb #31182d17
 def run_sweep(
