@@ -146,6 +146,7 @@ def execute(
     allowed = declared_parameters(notebook)
     if unknown := sorted(set(params) - set(allowed)):
         raise ValueError(f"{notebook}: no parameter {', '.join(unknown)}; choose from {', '.join(sorted(allowed))}")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress")  # bars are text here: nobody clicks in a stage
     partial = out.with_suffix(".failed.ipynb")
     partial.parent.mkdir(parents=True, exist_ok=True)
     partial.unlink(missing_ok=True)

@@ -51,7 +51,7 @@ FACTS = {  # (factor, role): the word for each value; a level takes the first fe
         sack scarf shawl shell shovel sledge spoon stamp stool sword tent ticket torch towel toy trumpet umbrella violin
         wallet watch whip wig bucket button candle carpet chain chair coin cradle crown cushion basket blanket bottle bowl
         brooch broom saddle""",
-    ("companion", "companion"): "dog cat brother sister friend cousin neighbour nephew niece uncle",
+    ("companion", "companion"): "dog cat brother sister aunt cousin neighbour nephew niece uncle",
     ("weather", "weather"): "sunny rainy windy snowy cloudy foggy stormy frosty misty warm cold mild",
     ("mood", "mood"): "glad sad angry proud calm tired nervous guilty excited jealous surprised thankful",
     ("mood", "event"): "found lost dropped fixed cleaned polished borrowed cracked bought wanted received kept",
