@@ -13,7 +13,6 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ruamel.yaml import YAML
 
@@ -273,12 +272,14 @@ def load_run(name: str, path: Path | None = None) -> RunConfig:  # run of the ac
     return load_profile(path).run(name)
 
 # %% ../nbs/00_config.ipynb #26c65bb6
-def stream(*place: int | str, device: str = "cpu") -> torch.Generator:  # seed and place, e.g. (0, "noise", 700)
+def stream(*place: int | str, device: str = "cpu") -> "torch.Generator":  # seed and place, e.g. (0, "noise", 700)
     "A generator whose state depends on `place` alone."
     digest = hashlib.sha256(json.dumps(place).encode()).digest()
+    import torch   # here, so that processes that only read parameters start a second sooner
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 # %% ../nbs/00_config.ipynb #a2d079b7
 def pick_device() -> str:
     "`cuda` where there is one, else `cpu`."
+    import torch
     return "cuda" if torch.cuda.is_available() else "cpu"
