@@ -1,0 +1,49 @@
+"colanb/ and README.md are what the notebooks give; notebooks are kept as the pipeline needs them."
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+PIPELINE = sorted((ROOT / "nbs/exp").glob("*.ipynb"))
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def test_drift_of_colanb(tmp_path):
+    "Exporting again gives the same files, none missing and none left over."
+    for name in ("settings.ini", "setup.py", "README.md", "LICENSE"): shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "nbs", tmp_path / "nbs")
+    subprocess.run([Path(sys.executable).with_name("nbdev_export")], cwd=tmp_path, check=True, capture_output=True)
+    fresh, kept = ({p.name: p.read_text() for p in (root / "colanb").glob("*.py")} for root in (tmp_path, ROOT))
+    assert fresh.keys() == kept.keys(), "a notebook was added, renamed or removed: run `make export`"
+    assert [name for name in fresh if fresh[name] != kept[name]] == [], "run `make export`"
+
+
+def test_drift_of_readme():
+    made = subprocess.run([sys.executable, ROOT / ".ci/readme"], check=True, capture_output=True, text=True).stdout
+    assert made == (ROOT / "README.md").read_text(), "README.md is made from nbs/index.ipynb: run `make export`"
+
+
+def test_every_module_has_its_notebook():
+    for path in LIBRARY:
+        found = [m for cell in code_cells(path) if (m := re.match(r"#\| default_exp (\w+)", cell.source))]
+        assert [m.group(1) for m in found] == [path.stem.split("_", 1)[1]], path.name
+
+
+@pytest.mark.parametrize("path", PIPELINE, ids=lambda p: p.stem)
+def test_pipeline_notebook(path):
+    "One cell of parameters, nothing exported, no outputs: an output would change the stage's dependency."
+    cells = code_cells(path)
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in cells) == 1
+    assert not any(cell.outputs or cell.execution_count for cell in cells), "strip the outputs; executed copies are in figures/"
+    assert not any("#| export" in cell.source for cell in cells)
+    assert not any(re.search(r"^class ", cell.source, re.M) for cell in cells), "classes belong in a library notebook"
+    assert len(cells) <= 15

@@ -1,0 +1,32 @@
+"`pip install .` gives a package that imports without the pipeline's tools and brings its commands."
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    place = tmp_path_factory.mktemp("installed")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation", "--target", place, ROOT]
+    subprocess.run(command, check=True, capture_output=True)
+    return place
+
+
+def test_every_module_imports_without_dvc_and_nbdev(installed):
+    modules = [p.stem for p in (installed / "colanb").glob("*.py") if not p.stem.startswith("_")]
+    assert {"vae", "dit", "flow", "train", "sample", "testbed", "tasks", "cli"} <= set(modules)
+    blocked = "import sys; sys.modules.update(dict.fromkeys(['dvc', 'nbdev', 'execnb', 'fastcore', 'beartype']));"
+    code = blocked + f"import importlib; [importlib.import_module('colanb.' + m) for m in {modules}]; import colanb; print(colanb.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=installed, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).is_relative_to(installed)
+
+
+@pytest.mark.parametrize("command", ["colanb-generate", "colanb-score"])
+def test_command_explains_itself(installed, command):
+    done = subprocess.run([installed / "bin" / command, "--help"], env={"PYTHONPATH": str(installed), "PATH": ""}, capture_output=True, text=True)
+    assert done.returncode == 0 and "usage: " + command in done.stdout

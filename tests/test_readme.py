@@ -1,0 +1,23 @@
+"The README's own-text example runs as it is printed, with fewer steps."
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_example_trains_on_a_folder_and_writes(tmp_path):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
+    code, changed = re.subn(r"steps=2000, batch_size=16", "steps=3, batch_size=4", code)
+    assert changed == 1
+    (tmp_path / "my_texts").mkdir()
+    for i in range(40): (tmp_path / f"my_texts/{i}.txt").write_text(f"Once upon a time there were {i} foxes. " * 30)
+    environment = {k: v for k, v in os.environ.items() if k != "COLANB_ROOT"} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mine/model/dit.safetensors").exists() and not any((tmp_path / "data/resume").iterdir())
+    command = [Path(sys.executable).with_name("colanb-generate"), "--model", "mine/model", "--prompt", "Once", "--tokens", "8", "--steps", "2"]
+    made = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert made.returncode == 0 and made.stdout.startswith("Once"), made.stderr
