@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['testbed_of', 'items_of', 'row', 'outcomes_of', 'score_tasks', 'write_texts', 'is_story', 'judge_texts',
            'reconstruction', 'trace_texts', 'run_sweep', 'publish_logs', 'read_logs', 'read_results', 'estimate_rows',
-           'summarise', 'Verdict', 'write_verdicts']
+           'summarise', 'why_untested', 'Verdict', 'write_verdicts']
 
 # %% ../nbs/43_sweep.ipynb #1e0b8085
 import json
@@ -203,6 +203,20 @@ def summarise(
         extra = {k: table[table.metric.isin(present)].groupby("metric")[k].first().mean() for k in ("chance", "bayes") if k in table}
         records.append({**dict(zip(by, key if isinstance(key, tuple) else (key,))), "metric": "average", **e._asdict(), **extra})
     return pd.DataFrame(records)
+
+# %% ../nbs/43_sweep.ipynb #8be0f1d2
+def why_untested(
+    table: pd.DataFrame,  # of `summarise`, with rows of metric `average`
+    seeds: int,
+    settings: int = 1,    # settings the criterion needs at least
+) -> str:                 # "" where a verdict can be given
+    "Reason why the scores cannot carry a verdict: three seeds, enough settings, and a best setting above chance are needed."
+    average = table[table.metric == "average"]
+    if seeds < 3: return f"{seeds} of at least 3 seeds in this profile"
+    if len(average) < settings: return f"{len(average)} of at least {settings} settings in this profile"
+    best = average.loc[average.value.idxmax()]
+    if not best.low > best.chance: return f"the model scores at the floor: best average {best.value:.3f} [{best.low:.3f}, {best.high:.3f}], chance {best.chance:.3f}"
+    return ""
 
 # %% ../nbs/43_sweep.ipynb #69f8f616
 class Verdict(Config):
