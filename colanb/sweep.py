@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['testbed_of', 'items_of', 'row', 'outcomes_of', 'score_tasks', 'write_texts', 'is_story', 'judge_texts',
            'reconstruction', 'trace_texts', 'run_sweep', 'publish_logs', 'read_logs', 'read_results', 'estimate_rows',
-           'summarise', 'why_untested', 'Verdict', 'write_verdicts']
+           'summarise', 'why_untested', 'Verdict', 'write_verdicts', 'read_verdicts', 'interval_text', 'markdown_table']
 
 # %% ../nbs/43_sweep.ipynb #1e0b8085
 import json
@@ -206,16 +206,18 @@ def summarise(
 
 # %% ../nbs/43_sweep.ipynb #8be0f1d2
 def why_untested(
-    table: pd.DataFrame,  # of `summarise`, with rows of metric `average`
+    table: pd.DataFrame,      # of `summarise`, with rows of `metric`
     seeds: int,
-    settings: int = 1,    # settings the criterion needs at least
-) -> str:                 # "" where a verdict can be given
+    settings: int = 1,        # settings the criterion needs at least
+    metric: str = "average",  # what the criterion is about; its chance is 0 where the table has none
+) -> str:                     # "" where a verdict can be given
     "Reason why the scores cannot carry a verdict: three seeds, enough settings, and a best setting above chance are needed."
-    average = table[table.metric == "average"]
+    scores = table[table.metric == metric]
     if seeds < 3: return f"{seeds} of at least 3 seeds in this profile"
-    if len(average) < settings: return f"{len(average)} of at least {settings} settings in this profile"
-    best = average.loc[average.value.idxmax()]
-    if not best.low > best.chance: return f"the model scores at the floor: best average {best.value:.3f} [{best.low:.3f}, {best.high:.3f}], chance {best.chance:.3f}"
+    if len(scores) < settings: return f"{len(scores)} of at least {settings} settings in this profile"
+    best = scores.loc[scores.value.idxmax()]
+    chance = best.chance if "chance" in scores else 0.0
+    if not best.low > chance: return f"the model scores at the floor: best {metric} {best.value:.3f} [{best.low:.3f}, {best.high:.3f}], chance {chance:.3f}"
     return ""
 
 # %% ../nbs/43_sweep.ipynb #69f8f616
@@ -235,3 +237,27 @@ def write_verdicts(path: Path, verdicts: list[Verdict], **about: Any) -> pd.Data
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([{**v.model_dump(), **about} for v in verdicts], indent=1) + "\n")
     return pd.DataFrame([v.model_dump() for v in verdicts])
+
+# %% ../nbs/43_sweep.ipynb #5b0c6e1d
+def read_verdicts(folder: Path) -> pd.DataFrame:  # a folder of figures -> a verdict per row, in the order of their ids
+    "All verdicts that figures left in `folder`, with the figure's slug; other JSON files are passed over."
+    found = [(path.stem, json.loads(path.read_text())) for path in sorted(Path(folder).glob("*.json"))]
+    rows = [{"slug": slug, **v} for slug, content in found if isinstance(content, list) for v in content if "verdict" in v]
+    if not rows: raise ValueError(f"no verdicts in {Path(folder).name}: run the figure stages first")
+    return pd.DataFrame(rows).sort_values("claim", key=lambda ids: ids.str.replace(r"\d+", lambda m: m[0].zfill(4), regex=True)).reset_index(drop=True)
+
+# %% ../nbs/43_sweep.ipynb #e3d51c88
+def interval_text(
+    low: float,
+    high: float,
+    digits: int = 3,
+) -> str:  # "" if unknown
+    "A proportion's interval in words, cut off at 0 and 1."
+    return "" if np.isnan([low, high]).any() else f"{max(low, 0):.{digits}f} to {min(high, 1):.{digits}f}"
+
+# %% ../nbs/43_sweep.ipynb #f7026ab9
+def markdown_table(rows: pd.DataFrame) -> str:
+    "A Markdown table with the columns' names as its head; numbers get three digits, NaN an empty cell."
+    def cell(x: Any) -> str: return "" if x != x else f"{x:.3f}" if isinstance(x, float) else str(x).replace("|", r"\|").replace("\n", " ")
+    body = [rows.columns, ["---"] * len(rows.columns), *rows.itertuples(index=False, name=None)]
+    return "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in body)
