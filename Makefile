@@ -35,6 +35,6 @@ smoke: .venv  ## the whole pipeline in its micro profile, in a temporary copy
 export: .venv  ## write colanb/ and README.md from the notebooks
 	$(VENV) nbdev_export && python .ci/readme > README.md
 
-executed: .venv  ## run the library notebooks in place and keep their outputs
-	$(VENV) OMP_NUM_THREADS=1 python -m nbconvert --to notebook --execute --inplace nbs/*.ipynb
-	$(VENV) nbdev_clean && python .ci/scrub nbs/*.ipynb
+executed: .venv  ## run the library notebooks and the README's in place, keep their outputs
+	$(VENV) OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore:IProgress python -m nbconvert --to notebook --execute --inplace nbs/*.ipynb
+	$(VENV) nbdev_clean && python .ci/scrub nbs/*.ipynb && python .ci/readme > README.md
