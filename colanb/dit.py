@@ -9,13 +9,13 @@ __all__ = ['DiT']
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import KVCache, block_causal, packed_mask
+from .attention import KVCache, Visibility
 from .config import DiTConfig
-from .layers import Modulation, TimeEmbedding, modulate
+from .layers import Modulation, TimeEmbedding, Times, modulate
 from .trunk import Trunk, TrunkConfig
 
 # %% ../nbs/24_dit.ipynb #3e852917
@@ -37,16 +37,20 @@ class DiT(nn.Module):
 
     def raw(self,
         z: Float[Tensor, "b n d"],
-        t: Float[Tensor, "b m"],
+        time: Times,
         positions: Int[Tensor, "*b n"],
-        mask: Tensor | None,
+        sight: Visibility | Tensor | None,
         cache: KVCache | None = None,
-    ) -> Float[Tensor, "b n d"]:
-        "The network's output before it is read as a velocity."
+    ) -> Float[Tensor, "b q d"]:
+        "The network's output before it is read as a velocity; of the noisy latents alone in a packed pass."
+        x = self.trunk(self.input(z), positions, sight, time, cache)
+        if x.shape[1] < z.shape[1]: time = time.last(x.shape[1], z.shape[1])
+        return self.output(modulate(self.norm(x), *self.modulation(time)))
+
+    def embed(self, t: Float[Tensor, "b m"]) -> Times:
+        "Rows for the distinct times."
         distinct, index = torch.unique(t, return_inverse=True)
-        time = (F.silu(self.time(distinct)), index)
-        x = self.trunk(self.input(z), positions, mask, time, cache)
-        return self.output(modulate(self.norm(x), *self.modulation(*time)))
+        return Times(F.silu(self.time(distinct)), index)
 
     def velocity(self, raw: Float[Tensor, "b n d"], z: Float[Tensor, "b n d"], t: Float[Tensor, "b m"]) -> Float[Tensor, "b n d"]:
         "Read the output as dz/dt = z1 - z0 in expectation."
@@ -64,20 +68,22 @@ class DiT(nn.Module):
         "Velocity of every latent under block-causal visibility."
         if z.shape[1] % t.shape[1]: raise ValueError(f"{t.shape[1]} times do not divide {z.shape[1]} latents")
         n, size = z.shape[1], self.config.block_size
-        if cache is None: positions, mask = torch.arange(n, device=z.device), (block_causal(n, size).to(z.device) if n > size else None)
-        else: positions, mask = cache.positions(n), cache.mask(n, size)
-        return self.velocity(self.raw(z, t, positions, mask, cache), z, t)
+        if cache is None: positions, sight = torch.arange(n, device=z.device), Visibility(n, size) if n > size else None
+        else: positions, sight = cache.positions(n), cache.mask(n, size)
+        return self.velocity(self.raw(z, self.embed(t), positions, sight, cache), z, t)
 
     def packed(self,
         clean: Float[Tensor, "b n d"],    # z0 of the whole sequence; its last block is not used
         noisy: Float[Tensor, "b n d"],    # zt
-        t: Float[Tensor, "b m"],          # time of each group of noisy latents
+        t: Float[Tensor, "b k"],          # time of each block of noisy latents
+        pinned: Bool[Tensor, "b n"] | None = None,  # noisy latents that are clean, at t=0
     ) -> Float[Tensor, "b n d"]:
         "Network output for the noisy copy, all blocks at once, each under its own clean history (Eq 3.17)."
-        n, s = noisy.shape[1], self.config.block_size
-        group = n // t.shape[1]
-        if (n - s) % group: raise ValueError(f"groups of {group} latents do not divide the {n - s} clean ones")
-        order = torch.arange(n, device=noisy.device)
-        times = torch.cat([t.new_zeros(len(t), (n - s) // group), t], dim=1)
-        raw = self.raw(torch.cat([clean[:, :n - s], noisy], 1), times, torch.cat([order[:n - s], order]), packed_mask(n, s, str(noisy.device)))
-        return raw[:, n - s:]
+        (b, n, _), s = noisy.shape, self.config.block_size
+        k, past = n // s, n - s
+        if n % s or t.shape != (b, k): raise ValueError(f"t of shape {tuple(t.shape)}: {n} latents in blocks of {s} need {(b, n // s)}")
+        rows = F.silu(self.time(torch.cat([t.new_zeros(1), t.flatten()])))       # row 0 is the clean copy's
+        index = F.pad(torch.arange(1, b * k + 1, device=t.device).view(b, k), (k - 1, 0))
+        if pinned is not None: pinned = F.pad(pinned, (past, 0))
+        order = torch.arange(n, device=t.device)
+        return self.raw(torch.cat([clean[:, :past], noisy], 1), Times(rows, index, pinned), torch.cat([order[:past], order]), Visibility(n, s, packed=True))

@@ -163,16 +163,15 @@ def fm_loss(
     (b, n, _), s = z0.shape, dit.config.block_size
     z1 = torch.randn(z0.shape, generator=generator, device=z0.device)
     t = sample_time(config, (b, n // s if config.time_per == "block" else 1), generator)
-    weight = latent_valid
     if config.time_per == "sequence": t = t.expand(-1, n // s)
+    pinned, weight, at = None, latent_valid, t
     if config.clean_prefix:
         pinned = clean_prefix(config.clean_prefix, (b, n // s), s, generator)
-        t = t.repeat_interleave(s, dim=1).masked_fill(pinned, 0.0)
-        weight = weight & ~pinned
-    zt, _ = interpolate(z0.detach() if config.detach_noised else z0, z1, t)
-    raw = dit.packed(z0.detach(), zt, t).float()
+        at, weight = t.repeat_interleave(s, dim=1).masked_fill(pinned, 0.0), weight & ~pinned
+    zt, _ = interpolate(z0.detach() if config.detach_noised else z0, z1, at)
+    raw = dit.packed(z0.detach(), zt, t, pinned).float()
     clean = z0.detach() if config.detach_target else z0
-    error = raw - clean if dit.config.prediction == "z0" else dit.velocity(raw, zt, t) - (z1 - clean)
+    error = raw - clean if dit.config.prediction == "z0" else dit.velocity(raw, zt, at) - (z1 - clean)
     return error.square().mean(-1)[weight].mean()
 
 # %% ../nbs/30_flow.ipynb #cf4a9688

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import KVCache, block_causal
+from .attention import KVCache, Visibility
 from .config import VAEConfig
 from .trunk import Trunk, TrunkConfig
 
@@ -79,8 +79,8 @@ class Encoder(nn.Module):
         if self.config.patch_size == 1: x = F.linear(x, self.patch.weight[..., 0], self.patch.bias)
         else: x = self.patch(x.mT).mT
         n, config = x.shape[1], self.config
-        mask = None if config.block_size is None else block_causal(n, config.block_size).to(x.device)
-        out = self.head(self.trunk(x, torch.arange(n, device=x.device), mask)).float()
+        sight = Visibility(n, config.block_size) if config.block_size and config.block_size < n else None
+        out = self.head(self.trunk(x, torch.arange(n, device=x.device), sight)).float()
         mean, logvar = out[..., :config.d_latent], out[..., config.d_latent:]
         if config.normalise_mean or not config.variational: mean = F.layer_norm(mean, mean.shape[-1:], eps=config.norm_eps)
         return Posterior(mean, self._logvar(mean, logvar))
@@ -112,9 +112,9 @@ class Decoder(nn.Module):
         n, size = z.shape[1], self.config.block_size
         if cache is None:
             positions = torch.arange(n, device=z.device)
-            mask = None if size is None else block_causal(n, size).to(z.device)
-        else: positions, mask = cache.positions(n), cache.mask(n, size)
-        x = self.trunk(self.input(z), positions, mask, cache=cache)
+            sight = Visibility(n, size) if size and size < n else None
+        else: positions, sight = cache.positions(n), cache.mask(n, size)
+        x = self.trunk(self.input(z), positions, sight, cache=cache)
         if cache is not None: cache.advance(n)
         x = self.unpatch(x).unflatten(-1, (self.config.width, -1)).transpose(-1, -2).flatten(1, 2)
         return self.head(self.norm(x))
