@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['solver_step', 'filter_logits', 'choose_tokens', 'Prefix', 'encode_prompts', 'guided_velocity', 'hold_prefix',
-           'renoise', 'transport_block', 'Generation', 'BlockState', 'Sampler']
+           'renoise', 'transport_block', 'noise_stream', 'Generation', 'BlockState', 'Sampler']
 
 # %% ../nbs/32_sample.ipynb #cf328573
 import re
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -88,7 +89,7 @@ def encode_prompts(
     length = torch.tensor([len(ids) for ids in prompts])
     width = max(-(-int(length.max()) // chunk), 1) * chunk
     ids = torch.tensor([list(x) + [pad_id] * (width - len(x)) for x in prompts], device=device)
-    if vae.config.block_size is None:  # unmasked: padding beyond its own blocks must not be seen
+    if vae.config.block_size is None or block_size % vae.config.block_size:  # padding beyond its own blocks must not be seen
         means = [vae.encode(row[None, :max(-(-int(n) // chunk), 1) * chunk]).mean for row, n in zip(ids, length)]
         latents = torch.cat([F.pad(m, (0, 0, 0, width // p - m.shape[1])) for m in means])
     else: latents = vae.encode(ids).mean
@@ -163,6 +164,17 @@ def transport_block(
         if on_step: on_step(t_next, z)
     return hold_prefix(z, known, pinned, 0.0, start, config) if hold else z
 
+# %% ../nbs/32_sample.ipynb #6f1d02c7
+def noise_stream(
+    config: SampleConfig,
+    item: int,              # seed of the item
+    *place: int | str,      # block, and what the noise is for
+) -> torch.Generator:
+    "Random numbers of one item at one place."
+    if config.compat == "release" and len(place) == 1:
+        return torch.Generator().manual_seed(config.seed + 1000 * item + 10_000_000 * place[0])
+    return stream(config.seed, item, *place)
+
 # %% ../nbs/32_sample.ipynb #8a187671
 class Generation(NamedTuple):
     "A continuation."
@@ -189,12 +201,17 @@ class Sampler:
         config: SampleConfig = SampleConfig(),
     ):
         self.vae, self.dit, self.tokenizer, self.config = vae.eval(), dit.eval(), tokenizer, config
+        self.stop_ids = getattr(tokenizer, "stop_ids", {tokenizer.eos_id})
 
     def noise(self, states: list[BlockState], *place: int | str) -> Float[Tensor, "b s d"]:
         "Standard normal noise, one stream per item."
         size = (self.dit.config.block_size, self.dit.config.d_latent)
         device = self.dit.input.weight.device
-        return torch.stack([torch.randn(size, generator=stream(self.config.seed, s.seed, *place)) for s in states]).to(device)
+        return torch.stack([torch.randn(size, generator=noise_stream(self.config, s.seed, *place)) for s in states]).to(device)
+
+    def decode(self, z: Float[Tensor, "b n d"], cache: KVCache) -> Float[Tensor, "b l v"]:
+        "Logits of new latents; under `compat='release'` their scaling and shift are not undone."
+        return (self.vae.decoder if self.config.compat == "release" else self.vae.decode)(z, cache)
 
     def prefill(self, prefix: Prefix, capacity: int) -> tuple[KVCache, KVCache]:
         "Caches of DiT and decoder after the prompts' whole blocks, at time 0."
@@ -203,7 +220,7 @@ class Sampler:
         if n := int(prefix.blocks.max()) * s:
             latents = prefix.latents[:, :n]
             self.dit(latents, latents.new_zeros(b, 1), caches[0])
-            self.vae.decode(latents, caches[1])
+            self.decode(latents, caches[1])
         for cache in caches: cache.length = prefix.blocks * s
         return caches
 
@@ -215,11 +232,12 @@ class Sampler:
     ) -> Iterator[list[BlockState]]:
         "Yield the states of all prompts after each block, until all have stopped."
         config, s, p = self.config, self.dit.config.block_size, self.vae.config.patch_size
+        release = config.compat == "release"
         if seeds is not None and len(seeds) != len(prompts): raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts")
         ids = [self.tokenizer.encode(prompt) for prompt in prompts]
         prefix = encode_prompts(self.vae, ids, s, self.tokenizer.pad_id, config.first_block)
         states = [BlockState(i, i if seeds is None else seeds[i], int(prefix.offset[i])) for i in range(len(prompts))]
-        rounds = -(-(config.max_new_tokens + int(prefix.offset.max())) // (s * p))
+        rounds = -(-(config.max_new_tokens + (0 if release else int(prefix.offset.max()))) // (s * p))
         caches = self.prefill(prefix, (int(prefix.blocks.max()) + rounds) * s)
         live, known, pinned = list(states), prefix.known, prefix.pinned
         for k in range(rounds):
@@ -229,6 +247,7 @@ class Sampler:
             yield states
             keep = [i for i, state in enumerate(live) if not state.done]
             if not keep or k + 1 == rounds: return
+            if release: keep = list(range(len(live)))  # nobody leaves before the last one has finished
             z = z[keep] if len(keep) < len(live) else z
             if len(keep) < len(live): live, caches = [live[i] for i in keep], tuple(cache.select(keep) for cache in caches)
             self.dit(z, z.new_zeros(len(z), 1), caches[0]); caches[0].advance(s)
@@ -236,7 +255,7 @@ class Sampler:
 
     def _decode(self, live: list[BlockState], z: Tensor, cache: KVCache, k: int) -> None:
         "Append a block's latents and tokens to its states and mark those that have stopped."
-        for state, logits, latents in zip(live, self.vae.decode(z, cache), z):
+        for state, logits, latents in zip(live, self.decode(z, cache), z):
             draw = stream(self.config.seed, state.seed, k, "tokens", device=str(z.device))
             history = torch.tensor(state.tokens, dtype=torch.long, device=z.device)
             state.tokens += choose_tokens(logits, history, self.config, draw).tolist()
@@ -245,14 +264,16 @@ class Sampler:
 
     def stopped(self, state: BlockState) -> bool:
         "Enough tokens, end of text, or (if asked for) a newline after a word."
+        if self.config.compat == "release": return not self.stop_ids.isdisjoint(state.tokens)  # blocks are counted, not tokens
         new = state.tokens[state.offset:]
-        if len(new) >= self.config.max_new_tokens or self.tokenizer.eos_id in new: return True
+        if len(new) >= self.config.max_new_tokens or not self.stop_ids.isdisjoint(new): return True
         return self.config.stop_at_newline and re.search(r"\w[^\n]*\n", self.tokenizer.decode(new)) is not None
 
     def finish(self, state: BlockState) -> Generation:
         "Cut the prompt's share, everything from end of text on, and what exceeds max_new_tokens."
-        tokens = state.tokens[state.offset:][:self.config.max_new_tokens]
-        if self.tokenizer.eos_id in tokens: tokens = tokens[:tokens.index(self.tokenizer.eos_id)]
+        tokens = state.tokens[state.offset:]
+        if self.config.compat == "release": return Generation(self.tokenizer.decode(tokens, skip_special=False), tokens, torch.cat(state.latents))
+        tokens = list(takewhile(lambda token: token not in self.stop_ids, tokens[:self.config.max_new_tokens]))
         return Generation(self.tokenizer.decode(tokens), tokens, torch.cat(state.latents))
 
     def generate(self, prompts: list[str], seeds: list[int] | None = None) -> list[Generation]:
