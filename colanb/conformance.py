@@ -152,13 +152,12 @@ def check_training(fixture: Fixture) -> Iterator[Line]:
     yield fixture.line("tr_v_clean", flat(clean))
     counted = fixture["tr_loss_mask"] > 0
     loss = (flat(noisy) - flat(z1) + flat(z0)).square().mean(-1)[counted].mean()
-    yield compare("train_loss", loss, fixture.info["train_loss"])
+    scalar = lambda name, ours, recorded: compare(name, ours / max(1.0, recorded), recorded / max(1.0, recorded))
+    yield scalar("train_loss", loss.item(), fixture.info["train_loss"])
     gradients = torch.autograd.grad(loss, list(dit.parameters()), allow_unused=True)
     named = {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(dit.named_parameters(), gradients)}
     norms = {name: float(g.norm()) for name, g in to_release(named, DIT_NAMES).items()}
-    for name, recorded in fixture.info["train_grad_norms"].items(): 
-        unit = max(1.0, recorded)
-        yield compare(f"train_grad_norms.{name}", norms.get(name, np.nan) / unit, recorded / unit)
+    for name, recorded in fixture.info["train_grad_norms"].items(): yield scalar(f"train_grad_norms.{name}", norms.get(name, np.nan), recorded)
 
 # %% ../nbs/35_conformance.ipynb #2ad95fa3
 class GivenNoise(Sampler):

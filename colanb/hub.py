@@ -74,11 +74,12 @@ def vae_config(settings: Mapping[str, Any]) -> VAEConfig:  # cola_vae/config.jso
     "Settings of a released Text VAE; `ValueError` says why one cannot be had."
     s = {**VAE_DEFAULTS, **settings}
     if s["layer_norm_type"] != "layer_norm": raise ValueError(f"cola_vae: layer_norm_type={s['layer_norm_type']!r}: only 'layer_norm' is described")
-    if s["shared_heads_kv"] < 1 or s["num_heads"] % s["shared_heads_kv"]:
-        raise ValueError(f"cola_vae: shared_heads_kv={s['shared_heads_kv']} must divide num_heads={s['num_heads']}: it is the number of heads that share a key")
+    heads, shared = s["num_heads"], s["shared_heads_kv"]
+    if not isinstance(heads, int) or not isinstance(shared, int) or shared < 1 or heads % shared:
+        raise ValueError(f"cola_vae: shared_heads_kv={shared} must divide num_heads={heads}: it is the number of heads that share a key")
     if drop := {k: s[k] for k in ("dropout", "attn_dropout") if s[k]}: warnings.warn(f"cola_vae: {drop} has no effect: training here uses no dropout")
     return VAEConfig(
-        kv_heads=None if s["shared_heads_kv"] == 1 else s["num_heads"] // s["shared_heads_kv"],
+        kv_heads=None if shared == 1 else heads // shared,
         block_size=s["block_size"] if s["block_causal"] else None, **{ours: s[theirs] for ours, theirs in VAE_FIELDS.items()})
 
 # %% ../nbs/34_hub.ipynb #872e88b2
