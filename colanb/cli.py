@@ -14,8 +14,8 @@ from typing import Iterator, Sequence
 import torch
 
 from .config import ROOT, SampleConfig, load_profile
+from .hub import load
 from .sample import Sampler
-from .train import load_model
 
 # %% ../nbs/45_cli.ipynb #658b1249
 def default_model() -> Path:
@@ -23,7 +23,7 @@ def default_model() -> Path:
     profile = load_profile()
     folder = ROOT / "data/runs" / profile.main / str(profile.seeds[0])
     if not (folder / "run.json").exists():
-        raise ValueError(f"no model in data/runs/{profile.main}/{profile.seeds[0]}: run `make repro`, or give --model FOLDER")
+        raise ValueError(f"no model in data/runs/{profile.main}/{profile.seeds[0]}: run `make repro`, or give --model MODEL")
     return folder
 
 # %% ../nbs/45_cli.ipynb #65df5a45
@@ -52,7 +52,7 @@ def generate_parser() -> argparse.ArgumentParser:
     "Describe the command line of `colanb-generate`."
     parser = argparse.ArgumentParser(prog="colanb-generate", description="Continue a prompt with a trained Cola DLM, block by block.")
     parser.add_argument("--prompt", default="", help="text to continue (default: start from nothing); - reads standard input")
-    parser.add_argument("--model", metavar="FOLDER", help="model folder (default: the main run of params.yaml, first seed)")
+    parser.add_argument("--model", metavar="MODEL", help="model folder, the project's or a released one, or a hub name (default: the main run of params.yaml, first seed)")
     parser.add_argument("--tokens", type=int, metavar="N", help="tokens to write at most (default: 64)", default=64)
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     parser.add_argument("--steps", type=int, help="solver steps per block (default: the run's)")
@@ -74,9 +74,9 @@ def main(
     "Run `colanb-generate`."
     args = generate_parser().parse_args(argv)
     try:
-        run, model, tokenizer = load_model(Path(args.model) if args.model else default_model())
+        cola = load(args.model or default_model())
         prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-        sampler = Sampler(model.vae, model.dit, tokenizer, sampling(run.sample, args))
+        sampler = Sampler(cola.model.vae, cola.model.dit, cola.tokenizer, sampling(cola.run.sample, args))
         print(prompt, end="", flush=True)
         for final, text in stream_text(sampler, prompt, args.seed, args.watch):
             print(text if final else f"\n    {text}", end="\n" if args.watch and final else "", flush=True)

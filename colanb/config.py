@@ -188,6 +188,7 @@ class SampleConfig(Config):
     repetition_penalty: float = Field(1.0, gt=0, description="the release uses 1.1")
     stop_at_newline: bool = Field(False, description="stop when every continuation holds a word and then a newline")
     seed: int = Field(66, ge=0, description="base seed of the noise (paper, Table 8)")
+    compat: Literal["none", "release"] = Field("none", description="release: its stop rule, uncut text, noise seeds and unscaled decoding")
 
 # %% ../nbs/00_config.ipynb #6111c143
 class RunConfig(Config):

@@ -72,7 +72,7 @@ class Encoder(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size + 1, config.width)  # the last row is the mask
         self.patch = nn.Conv1d(config.width, config.width, config.patch_size, stride=config.patch_size)
         self.trunk = _trunk(config, config.encoder_layers)
-        self.head = nn.Linear(config.width, config.d_latent * (2 if config.variational and config.logsnr is None else 1))
+        self.head = nn.Linear(config.width, config.d_latent * (2 if config.variational and config.logsnr is None else 1), bias=config.bias)
 
     def forward(self, ids: Int[Tensor, "b l"]) -> Posterior:
         x = self.embedding(ids)

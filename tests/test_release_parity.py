@@ -1,0 +1,113 @@
+"The released format and the released numbers: recorded fixtures, and folders that must be refused."
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from colanb.config import DiTConfig, VAEConfig
+from colanb.dit import DiT
+from colanb.hub import read_release, write_release
+from colanb.vae import TextVAE
+
+ROOT = Path(__file__).resolve().parents[1]
+FIXTURES = ROOT.parent / "shared/official/fixtures"
+FOLDERS = sorted(path.parent for path in FIXTURES.glob("*/fixture.json"))
+
+recorded = pytest.mark.skipif(not FOLDERS, reason=f"recorded outputs of the release are not at {FIXTURES}")
+
+
+def conformance(folder):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-m", "colanb.conformance", folder], capture_output=True, text=True, env=environment)
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return Path(shutil.copytree(FOLDERS[0], tmp_path / "copy", copy_function=shutil.copyfile))
+
+
+@recorded
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_conformance_command(folder):
+    status, lines, message = conformance(folder)
+    *arrays, last = lines
+    assert status == 0, (message, last)
+    assert last["worst_error"] <= 2e-5 and last["mismatched_ids"] == 0 and last["not_compared"] == []
+    names = {line["name"] for line in arrays}
+    for tag in json.loads((folder / "fixture.json").read_text())["gen"]: assert {f"gen_{tag}_ids_all", f"gen_{tag}_latents"} <= names
+    assert {"enc_mean", "dec_logits_full", "dec_logits_cached", "dit_v_full", "dit_v_cached", "dit_v_uncond", "tr_v_noisy", "train_loss",
+            "train_grad_norms.txt_in.proj.weight", "seed66_noise", "smp_probs", "smp_greedy"} <= names
+
+
+@recorded
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_written_checkpoint_is_the_one_that_was_read(folder, tmp_path):
+    write_release(tmp_path, read_release(folder))
+    for part in ("cola_dit", "cola_vae"):
+        assert (tmp_path / part / "model.safetensors").read_bytes() == (folder / part / "model.safetensors").read_bytes()
+        assert json.loads((tmp_path / part / "config.json").read_text()) == json.loads((folder / part / "config.json").read_text())
+    assert json.loads((tmp_path / "tokenizer.json").read_text()) == json.loads((folder / "tokenizer.json").read_text())
+
+
+@recorded
+def test_one_changed_weight_is_found(copy):
+    path = copy / "cola_vae/model.safetensors"
+    tensors = load_file(path)
+    tensors["decoder.final_norm.bias"][0] += 1e-2
+    save_file(tensors, path, metadata={"format": "pt"})
+    status, lines, _ = conformance(copy)
+    assert status == 1 and lines[-1]["worst_error"] > 2e-5
+    assert "dec_logits_full" in lines[-1]["failed"] and "dit_v_full" not in lines[-1]["failed"]
+
+
+@recorded
+@pytest.mark.parametrize("part, name, change, message", [
+    ("cola_dit", "txt_in.proj.bias", None, "missing: txt_in.proj.bias"),
+    ("cola_vae", "decoder.spare", torch.zeros(2), "not expected: decoder.spare"),
+    ("cola_vae", "encoder.wte.weight", torch.zeros(3, 64), r"encoder.wte.weight is F32 \(3, 64\), not F32 \(301, 64\)"),
+    ("cola_dit", "txt_out.proj.bias", torch.zeros(8).half(), r"txt_out.proj.bias is F16"),
+])
+def test_tensors_that_do_not_fit_are_named(copy, part, name, change, message):
+    path = copy / part / "model.safetensors"
+    tensors = {key: value for key, value in (load_file(path) | {name: change}).items() if value is not None}
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=message): read_release(copy)
+
+
+@recorded
+@pytest.mark.parametrize("part, change, message", [
+    ("cola_dit", {"patch_size": 2}, "patch_size=2: only 1"),
+    ("cola_dit", {"emb_dim": 32}, "emb_dim=32 must equal txt_dim=64"),
+    ("cola_dit", {"rope_dim": 20}, "rope_dim=20"),
+    ("cola_vae", {"shared_heads_kv": 3}, "shared_heads_kv=3 must divide num_heads=4"),
+    ("cola_vae", {"layer_norm_type": "rms"}, "layer_norm_type='rms'"),
+    ("cola_vae", {"act": "relu"}, "activation"),
+    ("cola_vae", {"latent_dim": 16}, "differs from dit.d_latent=8"),
+])
+def test_settings_that_cannot_be_had_are_refused(copy, part, change, message):
+    path = copy / part / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=message): read_release(copy)
+
+
+@recorded
+def test_pickles_are_not_read(copy):
+    (copy / "cola_dit/model.safetensors").unlink()
+    torch.save({}, copy / "cola_dit/pytorch_model.bin")
+    with pytest.raises(ValueError, match="pytorch_model.bin are not read"): read_release(copy)
+
+
+def test_paper_size_has_the_published_counts():
+    with torch.device("meta"): dit, vae = DiT(DiTConfig()), TextVAE(VAEConfig())
+    assert sum(p.numel() for p in dit.parameters()) == 1_829_875_728
+    assert vae.encoder.embedding.weight[:-1].numel() + vae.decoder.head.weight.numel() == 308_054_016
+    assert round(sum(p.numel() for n, p in dit.named_parameters() if "modulation" in n) / 1e9, 2) == 0.61
+    parts = ("qkv", "attention.out", "mlp")
+    assert round(sum(p.numel() for n, p in dit.named_parameters() if "blocks" in n and any(part in n for part in parts)) / 1e9, 3) == 1.208
