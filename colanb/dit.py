@@ -75,15 +75,15 @@ class DiT(nn.Module):
     def packed(self,
         clean: Float[Tensor, "b n d"],    # z0 of the whole sequence; its last block is not used
         noisy: Float[Tensor, "b n d"],    # zt
-        t: Float[Tensor, "b k"],          # time of each block of noisy latents
+        t: Float[Tensor, "b m"],          # time of each group of n/m noisy latents
         pinned: Bool[Tensor, "b n"] | None = None,  # noisy latents that are clean, at t=0
     ) -> Float[Tensor, "b n d"]:
         "Network output for the noisy copy, all blocks at once, each under its own clean history (Eq 3.17)."
         (b, n, _), s = noisy.shape, self.config.block_size
-        k, past = n // s, n - s
-        if n % s or t.shape != (b, k): raise ValueError(f"t of shape {tuple(t.shape)}: {n} latents in blocks of {s} need {(b, n // s)}")
+        m, past = t.shape[1], n - s
+        if n % m or past % (n // m): raise ValueError(f"{m} times do not divide {n} latents in blocks of {s}")
         rows = F.silu(self.time(torch.cat([t.new_zeros(1), t.flatten()])))       # row 0 is the clean copy's
-        index = F.pad(torch.arange(1, b * k + 1, device=t.device).view(b, k), (k - 1, 0))
+        index = F.pad(torch.arange(1, b * m + 1, device=t.device).view(b, m), (past * m // n, 0))
         if pinned is not None: pinned = F.pad(pinned, (past, 0))
         order = torch.arange(n, device=t.device)
         return self.raw(torch.cat([clean[:, :past], noisy], 1), Times(rows, index, pinned), torch.cat([order[:past], order]), Visibility(n, s, packed=True))
