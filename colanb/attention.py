@@ -267,12 +267,24 @@ class KVCache:
         heads: int,      # key/value heads
         capacity: int,   # latents a sample can hold
         head_dim: int,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
         self.keys = torch.zeros(layers, batch, heads, capacity, head_dim, device=device, dtype=dtype)
         self.values = torch.zeros_like(self.keys)
         self.length = torch.zeros(batch, dtype=torch.long, device=device)
+
+    @property
+    def length(self) -> Int[Tensor, "b"]: return self._length
+
+    @length.setter
+    def length(self, value: Int[Tensor, "b"]) -> None:
+        self._length, self.past = value, value.tolist()   # as numbers too, so that no layer waits for the device
+
+    @property
+    def even(self) -> bool:
+        "Whether all pasts have one length."
+        return len(set(self.past)) == 1
 
     def positions(self, n: int) -> Int[Tensor, "b n"]:  # n new latents
         "Positions of the next `n` latents of each sample."
@@ -280,20 +292,22 @@ class KVCache:
 
     def store(self, layer: int, k: Float[Tensor, "b h n e"], v: Float[Tensor, "b h n e"]) -> tuple[Tensor, Tensor]:
         "Write behind the past and return keys and values up to the longest sample's end."
-        at = self.positions(k.shape[2])
-        end = int(at.max()) + 1
+        n = k.shape[2]
+        end = max(self.past) + n
         if end > self.keys.shape[3]: raise ValueError(f"cache holds {self.keys.shape[3]} latents, {end} are needed")
-        row = torch.arange(len(at), device=at.device)[:, None]
-        self.keys[layer, row, :, at] = k.transpose(1, 2)
-        self.values[layer, row, :, at] = v.transpose(1, 2)
+        if self.even: self.keys[layer, :, :, end - n:end], self.values[layer, :, :, end - n:end] = k, v
+        else:
+            row, at = torch.arange(len(self.past), device=k.device)[:, None], self.positions(n)
+            self.keys[layer, row, :, at], self.values[layer, row, :, at] = k.transpose(1, 2), v.transpose(1, 2)
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
-    def mask(self, n: int, block_size: int | None) -> Bool[Tensor, "b n m"]:  # n new latents
+    def mask(self, n: int, block_size: int | None) -> Bool[Tensor, "b n m"] | None:  # n new latents; None: everything is visible
         "Visibility of past and new latents for the `n` new ones."
-        at = self.positions(n)[..., None]
-        key = torch.arange(int(at.max()) + 1, device=at.device)
-        if block_size is None: return (key < (self.length + n)[:, None, None]).expand(-1, n, -1)
-        return key // block_size <= at // block_size
+        past, size = max(self.past), block_size or max(self.past) + n
+        if self.even and (past + n - 1) // size <= past // size: return None
+        at, end = self.positions(n)[..., None], (self.length + n)[:, None, None]
+        key = torch.arange(past + n, device=at.device)
+        return (key // size <= at // size) & (key < end)
 
     def advance(self, n: int) -> None:
         "Make the `n` latents written behind the past part of it."

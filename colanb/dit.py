@@ -6,8 +6,6 @@
 __all__ = ['DiT']
 
 # %% ../nbs/24_dit.ipynb #439ea943
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -52,6 +50,11 @@ class DiT(nn.Module):
         distinct, index = torch.unique(t, return_inverse=True)
         return Times(F.silu(self.time(distinct)), index)
 
+    def tabulate(self, t: Float[Tensor, "u"]) -> Times:  # row 0 is used for pinned latents
+        "Every layer's modulation at a few times, so that the steps of a solver need not compute it again."
+        rows = F.silu(self.time(t))
+        return Times(rows, t.new_zeros(1, 1, dtype=torch.long), None, {m: m.linear(rows) for m in self.modules() if isinstance(m, Modulation)})
+
     def velocity(self, raw: Float[Tensor, "b n d"], z: Float[Tensor, "b n d"], t: Float[Tensor, "b m"]) -> Float[Tensor, "b n d"]:
         "Read the output as dz/dt = z1 - z0 in expectation."
         if not self.config.skip and self.config.prediction == "velocity": return raw
@@ -87,3 +90,19 @@ class DiT(nn.Module):
         if pinned is not None: pinned = F.pad(pinned, (past, 0))
         order = torch.arange(n, device=t.device)
         return self.raw(torch.cat([clean[:, :past], noisy], 1), Times(rows, index, pinned), torch.cat([order[:past], order]), Visibility(n, s, packed=True))
+
+    def guided(self,
+        z: Float[Tensor, "b s d"],          # one block of each sample
+        t: float,
+        time: Times,                        # tables; index (b, 1) and `pinned` at t=0 already in place
+        cache: KVCache,
+        alone: Int[Tensor, "u"],            # samples that are also wanted without their history
+    ) -> tuple[Float[Tensor, "b s d"], Float[Tensor, "u s d"]]:
+        "Velocities under the history and, in the same pass, of blocks by themselves (positions from 0)."
+        n, rows = z.shape[1], torch.cat([torch.arange(len(z), device=z.device), alone])
+        positions = torch.cat([cache.positions(n), torch.arange(n, device=z.device).expand(len(alone), -1)])
+        pinned = time.pinned[rows] if time.pinned is not None else None
+        both, at = z[rows], torch.full((len(rows), 1), t, device=z.device)
+        raw = self.raw(both, time._replace(index=time.index[rows], pinned=pinned), positions, cache.mask(n, self.config.block_size), cache)
+        if pinned is not None: at = torch.where(pinned, 0.0, at)
+        return self.velocity(raw, both, at).split([len(z), len(alone)])

@@ -99,11 +99,12 @@ class Times(NamedTuple):
     rows: Float[Tensor, "u c"]               # row 0 is used where `pinned`
     index: Int[Tensor, "b m"]                # row of each group of n/m latents
     pinned: Bool[Tensor, "b n"] | None = None
+    tables: dict[nn.Module, Float[Tensor, "u x"]] = {}  # rows after each `Modulation`, if they are known already
 
     def last(self, n: int, of: int) -> "Times":  # n of `of` latents
         "Times of the last `n` latents."
         keep = n * self.index.shape[1] // of
-        return Times(self.rows, self.index[:, -keep:], self.pinned[:, -n:] if self.pinned is not None else None)
+        return self._replace(index=self.index[:, -keep:], pinned=self.pinned[:, -n:] if self.pinned is not None else None)
 
 # %% ../nbs/20_layers.ipynb #59de6522
 class Modulation(nn.Module):
@@ -120,7 +121,7 @@ class Modulation(nn.Module):
 
     def forward(self, time: Times) -> tuple[Tensor, ...]:  # `parts` tensors (b, m, g, c), g = 1, or n/m where latents are pinned
         "Shift, scale and gate of each group."
-        rows = self.linear(time.rows)
+        rows = time.tables[self] if time.tables else self.linear(time.rows)
         out = F.embedding(time.index, rows).unsqueeze(2)
         if time.pinned is not None: out = torch.where(time.pinned.unflatten(1, (out.shape[1], -1))[..., None], rows[0], out)
         return out.chunk(self.parts, dim=-1)

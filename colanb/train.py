@@ -26,6 +26,7 @@ from tqdm import tqdm
 from .config import ROOT, DiTConfig, RunConfig, TrainConfig, VAEConfig, pick_device, stream
 from .data import Corpus, Tokenizer
 from .flow import ColaDLM, Loss, stage1_loss, stage2_loss
+from .trunk import use
 from .vae import Encoder
 
 # %% ../nbs/31_train.ipynb #a647e103
@@ -159,6 +160,7 @@ def fit(
     until: int | None = None,                 # stop after this step (to be resumed), default config.steps
 ) -> pd.DataFrame:                            # the log
     "Train, or go on where a stopped run left off; the result is the same."
+    use(model, compiled=config.compiled)
     optimizers, device = make_optimizers(model, config), next(model.parameters()).device
     state = load_checkpoint(scratch, model, optimizers) or {"step": 0, "rows": [], "window": [], "seconds": 0.0}
     log = TrainingLog(Path(scratch) / "log.csv", state["rows"]); log.window = state["window"]

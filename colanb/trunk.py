@@ -84,8 +84,11 @@ class SelfAttention(nn.Module):
         q, k, v = (a.transpose(1, 2) for a in (q, k, heads(v)))  # (b, h, n, e)
         q = rotary(q, table if keep is None else tuple(a[..., -keep:, :] for a in table)).to(v.dtype)
         k = rotary(k, table).to(v.dtype)
-        if cache is not None: k, v = cache.store(layer, k, v)
-        return self.out(attend(q, k, v, sight, self.backend).transpose(1, 2).flatten(2))
+        if cache is None: return self.out(attend(q, k, v, sight, self.backend).transpose(1, 2).flatten(2))
+        b = len(cache.past)   # samples beyond the cache's have no past: they attend to themselves
+        out = attend(q[:b], *cache.store(layer, k[:b], v[:b]), sight, self.backend)
+        if len(q) > b: out = torch.cat([out, attend(q[b:], k[b:], v[b:], None, self.backend)])
+        return self.out(out.transpose(1, 2).flatten(2))
 
     def project(self, x: Float[Tensor, "b n c"], keep: int | None) -> tuple[Tensor, ...]:
         "Queries (of the last `keep` latents), keys and values, before the split into heads."
@@ -137,6 +140,7 @@ class Block(nn.Module):
 def compiled_block():
     "`Block.forward`, compiled once for all layers of the same shape; uncompiled where there is no compiler."
     if torch.cuda.is_available() or any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+        torch._dynamo.config.recompile_limit = 64   # one graph for each kind of stack, and one for its last layer
         return torch.compile(Block.forward, dynamic=False)
     warnings.warn("no C++ compiler found: training runs uncompiled", stacklevel=2)
     return Block.forward
@@ -163,7 +167,7 @@ class Trunk(nn.Module):
         cache: KVCache | None = None,
     ) -> Float[Tensor, "b q c"]:                    # the noisy latents alone if `sight` is packed
         table, keep = self.rotary.table(positions), None
-        run = compiled_block() if self.compiled and cache is None else Block.forward
+        run = compiled_block() if self.compiled and cache is None and torch.is_grad_enabled() else Block.forward
         for layer, block in enumerate(self.blocks):
             if block is self.blocks[-1] and isinstance(sight, Visibility) and sight.packed: sight, keep = sight._replace(noisy_only=True), sight.n
             past = dict(cache=cache, layer=layer) if cache is not None else {}
