@@ -48,8 +48,8 @@ class Rotary(nn.Module):
 
 # %% ../nbs/20_layers.ipynb #e06b2e24
 def gelu_tanh(x: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
-    "GELU's tanh approximation; under a compiler as x sigmoid(2u), which fuses and spares the slow tanh."
-    if not torch.compiler.is_compiling(): return F.gelu(x, approximate="tanh")
+    "GELU's tanh approximation; as x sigmoid(2u) where its extra memory costs nothing, which spares the slow tanh."
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling(): return F.gelu(x, approximate="tanh")
     return x * torch.sigmoid(math.sqrt(8 / math.pi) * x * (1 + 0.044715 * x * x))
 
 # %% ../nbs/20_layers.ipynb #bc263da3
