@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['QUICK', 'Spread', 'matmul_rate', 'wait', 'Race', 'race', 'plain_mask', 'plain_pass', 'plain_packed', 'PlainDiT',
-           'plain_copy', 'NumberTokenizer', 'Item', 'plain_generate', 'plain_block', 'Work', 'dit_work', 'vae_work',
+           'plain_copy', 'NumberTokenizer', 'Seeded', 'plain_generate', 'plain_block', 'Work', 'dit_work', 'vae_work',
            'encoder_work', 'decoder_work', 'Plan', 'make_model', 'step_of', 'ways', 'training_rows', 'attention_rows',
            'bf16_curve', 'prompts_of', 'generation_rows', 'block_seconds', 'history_cost', 'kind_of', 'time_shares',
            'gpu_equality', 'gpu_training', 'gpu_generation', 'gpu_part', 'best_row', 'targets', 'span', 'speed_tables',
-           'speed_report', 'machine', 'measure', 'bench_parser', 'main']
+           'calm', 'speed_report', 'machine', 'measure', 'bench_parser', 'main']
 
 # %% ../nbs/46_bench.ipynb #355df7ed
 import argparse
@@ -166,8 +166,8 @@ class NumberTokenizer:
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         return " ".join(map(str, ids))
 
-# %% ../nbs/46_bench.ipynb #8141e0d6
-class Item(NamedTuple):
+# %% ../nbs/46_bench.ipynb #6ac75630
+class Seeded(NamedTuple):
     "What the sampler's noise needs to know of a prompt."
     seed: int
 
@@ -185,7 +185,7 @@ def plain_generate(
     past = prefix.latents[:, :int(prefix.blocks[0]) * s]
     known, pinned, offset, made = prefix.known, prefix.pinned, int(prefix.offset[0]), []
     for k in range(-(-(config.max_new_tokens + offset) // (s * vae.config.patch_size))):
-        z = plain_block(dit, past, sampler.noise([Item(seed) for seed in seeds], k), known, pinned, config)
+        z = plain_block(dit, past, sampler.noise([Seeded(seed) for seed in seeds], k), known, pinned, config)
         past, pinned = torch.cat([past, z], 1), torch.zeros_like(pinned)
         made.append(vae.decode(past)[:, -s * vae.config.patch_size:].argmax(-1))
     return torch.cat(made, 1)[:, offset:][:, :config.max_new_tokens].tolist()
@@ -274,7 +274,7 @@ class Plan(NamedTuple):
 QUICK = Plan(
     vae=VAEConfig(vocab_size=64, width=32, heads=2, encoder_layers=1, decoder_layers=1, ffn_dim=64, block_size=4),
     dit=DiTConfig(width=32, layers=2, heads=2, head_dim=16, rope_dim=8, block_size=4, zero_init=False),
-    length=32, batches=(1, 2), rounds=2, compiled=False, attention=(16, 32), blocks=(4,), curve=12, prompts=(8, 16), new_tokens=8,
+    length=32, batches=(1, 2), rounds=1, compiled=False, attention=(16, 32), blocks=(4,), curve=12, prompts=(8, 16), new_tokens=8,
     solver_steps=2, histories=(8, 16, 32))
 
 # %% ../nbs/46_bench.ipynb #cb4f04a2
@@ -536,11 +536,18 @@ def speed_tables(record: dict[str, Any]) -> dict[str, pd.DataFrame]:
     return {title: pd.DataFrame(rows) for title, rows in [("Targets", goals), ("Training step", training), ("Generation", generation),
             ("History", history), ("Where the time goes", parts), ("Attention alone", attention)]}
 
+# %% ../nbs/46_bench.ipynb #7f52c130
+def calm(record: dict[str, Any]) -> str:
+    "How even the machine was: the fp32 peak beside the training steps, and what an uneven one means."
+    peaks = [row["peak"]["median"] for row in record["training"] if row["dtype"] == "fp32"]
+    text = f"The fp32 matrix-multiply peak measured beside the training steps was {min(peaks):.0f} to {max(peaks):.0f} GFLOP/s"
+    return text + (", so other work was running: rows with a low peak are not to be trusted." if max(peaks) > 1.5 * min(peaks) else ".")
+
 # %% ../nbs/46_bench.ipynb #098f651b
 def speed_report(record: dict[str, Any]) -> str:  # Markdown
     "All tables with the machine they were measured on."
     m, gpu = record["machine"], record["gpu"]
-    lines = ["# Speed", f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, PyTorch {m['torch']}, {m['date']}. Medians, ranges in brackets; ratios within rounds."]
+    lines = ["# Speed", f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, PyTorch {m['torch']}, {m['date']}. Medians, ranges in brackets; ratios within rounds. {calm(record)}"]
     for title, rows in speed_tables(record).items(): lines += [f"## {title}", markdown_table(rows)]
     lines += ["## bf16", f"Over {len(record['bf16']['fp32'])} training steps the loss (smoothed over 10) differs from fp32 by {100 * record['bf16']['worst']:.2g} % at most.",
               "## GPU", gpu["device"] + (f": {gpu['why']}." if "why" in gpu else f"\n\n```\n{json.dumps(gpu, indent=1)}\n```")]
