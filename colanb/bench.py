@@ -354,7 +354,7 @@ def attention_rows(plan: Plan) -> list[dict[str, Any]]:
             names = {"dense": "dense", "masked": "masked", "tiles": "sdpa"}
             runs = {name: partial(run, backend, backward) for name, backend in names.items()}
             for f in runs.values(): f()
-            found = race(runs, plan.rounds, repeat=max(1, 1024 // n), peaks=("fp32",))
+            found = race(runs, plan.rounds, repeat=max(1, min(16, 1024 // n)), peaks=("fp32",))
             rows += [dict(n=n, block_size=s, backward=backward, way=name, seconds=Spread.of(found.seconds[name])._asdict(),
                           ratio=found.ratio(name, "dense")._asdict()) for name in runs]
     return rows
