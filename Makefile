@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := . .venv/bin/activate &&
 
-.PHONY: help .venv repro figures test drift smoke export executed
+.PHONY: help .venv repro figures test drift smoke bench export executed
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[.a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ drift: .venv  ## check that colanb/ and README.md are what the notebooks give
 
 smoke: .venv  ## the whole pipeline in its micro profile, in a temporary copy
 	$(VENV) python .ci/smoke
+
+bench: .venv  ## measure the speed into data/results/speed, under 8 minutes on two idle cores
+	$(VENV) python -m colanb.bench
 
 export: .venv  ## write colanb/ and README.md from the notebooks
 	$(VENV) nbdev_export && python .ci/readme > README.md
