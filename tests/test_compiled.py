@@ -1,0 +1,31 @@
+"A compiled training step gives the loss and the gradients of a plain one."
+import shutil
+
+import pytest
+import torch
+
+from colanb.config import DiTConfig, FlowConfig, VAEConfig, stream
+from colanb.flow import ColaDLM, stage2_loss
+from colanb.trunk import use
+
+pytestmark = pytest.mark.skipif(not any(shutil.which(name) for name in ("g++", "clang++", "c++")), reason="no C++ compiler")
+
+
+def gradients(model, ids):
+    loss = stage2_loss(model, ids, torch.ones_like(ids, dtype=torch.bool), FlowConfig(clean_prefix=0.5), stream(0))
+    loss.total.backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    return loss.total.item(), found
+
+
+def test_compiled_step_equals_the_plain_one():
+    torch.manual_seed(0)
+    vae = VAEConfig(vocab_size=40, d_latent=8, width=32, heads=4, encoder_layers=1, decoder_layers=1, ffn_dim=64)
+    model = ColaDLM(vae, DiTConfig(d_latent=8, width=32, heads=4, head_dim=8, layers=2, rope_dim=6, block_size=4, zero_init=False))
+    ids = torch.randint(0, 40, (2, 16))
+    loss, plain = gradients(use(model, backend="dense"), ids)
+    fast_loss, fast = gradients(use(model, backend="sdpa", compiled=True), ids)
+    assert fast_loss == pytest.approx(loss, rel=1e-5)
+    for name, gradient in plain.items():
+        assert (fast[name] - gradient).abs().max() <= 1e-5 * max(1.0, gradient.abs().max()), name
