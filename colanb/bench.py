@@ -564,18 +564,24 @@ def machine() -> dict[str, Any]:
                 instructions=[name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags], date=date.today().isoformat())
 
 # %% ../nbs/46_bench.ipynb #d1950bd1
-def measure(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
-    "Run everything; the record is what JSON can hold."
-    start, record = time.perf_counter(), {"machine": machine(), "plan": {k: getattr(v, "model_dump", lambda: v)() for k, v in plan._asdict().items()}}
+def measure(
+    plan: Plan,
+    say: Callable[[str], None] = print,
+    only: Sequence[str] = (),              # parts to measure; none: all
+    earlier: dict[str, Any] | None = None, # record that keeps its other parts
+) -> dict[str, Any]:                       # what JSON can hold
+    "Run everything, or some parts again; ratios never cross parts."
+    start, record = time.perf_counter(), {**(earlier or {}), "machine": machine(), "plan": {k: getattr(v, "model_dump", lambda: v)() for k, v in plan._asdict().items()}}
     parts = {"training": lambda: [row for b in plan.batches for row in training_rows(plan, b)] + training_rows(plan._replace(rounds=min(3, plan.rounds)), max(plan.batches), joint=True),
              "parts": lambda: time_shares(plan), "attention": lambda: attention_rows(plan), "bf16": lambda: bf16_curve(plan),
-             "generation": lambda: generation_rows(plan), "history": lambda: history_cost(plan), "gpu": lambda: gpu_part(plan), "targets": lambda: targets(record)}
+             "generation": lambda: generation_rows(plan), "history": lambda: history_cost(plan), "gpu": lambda: gpu_part(plan)}
+    if unknown := set(only) - set(parts): raise ValueError(f"unknown part {sorted(unknown)[0]!r}: choose from {list(parts)}")
     with fresh_cache():     # compile times are those of a first run
         for name, part in parts.items():
+            if only and name not in only: continue
             say(f"[{time.perf_counter() - start:4.0f} s] {name}")
             record[name] = part()
-    record["seconds"] = time.perf_counter() - start
-    return record
+    return record | {"targets": targets(record), "seconds": time.perf_counter() - start}
 
 # %% ../nbs/46_bench.ipynb #58bb9d08
 def bench_parser() -> argparse.ArgumentParser:
@@ -583,6 +589,7 @@ def bench_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m colanb.bench", description="Measure training, attention and generation against the plain implementation.")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, under a minute: checks that everything runs")
     parser.add_argument("--out", type=Path, default=ROOT / "data/results/speed", help="folder of speed.json and speed.md (default: data/results/speed)")
+    parser.add_argument("--part", action="append", default=[], metavar="NAME", help="measure this part again and keep the others of an earlier run (may be repeated)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads (default: all cores)")
     return parser
 
@@ -591,9 +598,12 @@ def main(argv: Sequence[str] | None = None) -> int:  # arguments; default: those
     "Run the benchmark and write its tables."
     args = bench_parser().parse_args(argv)
     if args.threads < 1: print(f"colanb.bench: --threads {args.threads} must be at least 1", file=sys.stderr); return 2
+    kept = args.out / "speed.json"
+    earlier = json.loads(kept.read_text()) if args.part and kept.exists() else None
+    if args.part and earlier is None: print(f"colanb.bench: --part needs an earlier {kept}", file=sys.stderr); return 2
     before = torch.get_num_threads()
     torch.set_num_threads(args.threads)
-    try: record = measure(QUICK if args.quick else Plan(), partial(print, flush=True))
+    try: record = measure(QUICK if args.quick else Plan(), partial(print, flush=True), args.part, earlier)
     finally: torch.set_num_threads(before)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "speed.json").write_text(json.dumps(record, indent=1) + "\n")
