@@ -589,7 +589,8 @@ def bench_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m colanb.bench", description="Measure training, attention and generation against the plain implementation.")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, under a minute: checks that everything runs")
     parser.add_argument("--out", type=Path, default=ROOT / "data/results/speed", help="folder of speed.json and speed.md (default: data/results/speed)")
-    parser.add_argument("--part", action="append", default=[], metavar="NAME", help="measure this part again and keep the others of an earlier run (may be repeated)")
+    parser.add_argument("--part", action="append", default=[], choices=("training", "parts", "attention", "bf16", "generation", "history", "gpu"),
+                        help="measure this part again and keep the others of an earlier run (may be repeated)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads (default: all cores)")
     return parser
 
