@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['entropy', 'kl', 'LatentModel', 'ElboTerms', 'elbo_terms', 'random_model', 'gaussian_kl', 'LinearVAE', 'random_linear',
            'linear_terms', 'linear_weights', 'MixturePath', 'transport', 'ring', 'VelocityNet', 'fm_draw', 'fm_errors',
-           'fit_velocity', 'field_error', 'TiltedGaussian']
+           'fit_velocity', 'field_error', 'TiltedGaussian', 'Source', 'toy_language', 'list_source', 'toy_source',
+           'consistent_texts', 'draw_tokens', 'masked_texts', 'masked_bound', 'token_code', 'factor_code',
+           'nearest_words', 'recovery_bound', 'Coded', 'coded_terms']
 
 # %% ../nbs/48_toys.ipynb #aaefca64
 import math
@@ -254,3 +256,138 @@ class TiltedGaussian(NamedTuple):
     def nll_excess(self) -> float:
         "KL(data || prior) in nats."
         return math.exp(2 * self.stretch) - 1 - 2 * self.stretch
+
+# %% ../nbs/48_toys.ipynb #caaee38a
+class Source(NamedTuple):
+    "All texts of a language with their probabilities."
+    tokens: Int[np.ndarray, "x l"]     # ids at the positions that vary
+    p: Float[np.ndarray, "x"]
+    words: tuple[str, ...]             # by id
+
+    @property
+    def entropy(self) -> float:
+        "H(X) in nats."
+        return float(entropy(self.p))
+
+    def marginals(self, weights: Float[np.ndarray, "*b x"]) -> Float[np.ndarray, "*b l v"]:
+        "Distribution of each token when texts have these weights (rows sum to 1)."
+        return np.einsum("...x,xlv->...lv", weights, np.eye(len(self.words))[self.tokens])
+
+# %% ../nbs/48_toys.ipynb #ec34854a
+def toy_language() -> Language:
+    "One sentence, two factors, one local choice."
+    day = "the {job} was {mood} , walked to the {place} , {reaction} and used the {tool} [today|again] ."
+    return Language(name="toy", sizes=dict(job=4, mood=3), split_by=("job", "mood"), slots=dict(day=(day,)), steps=("day",))
+
+# %% ../nbs/48_toys.ipynb #b8b08406
+def list_source(testbed: Testbed) -> Source:
+    "List every text of a language; raises `ValueError` unless all its texts have the same sentences and length."
+    grammar = testbed.grammar
+    if any(len(step.runs) > 1 for step in grammar.steps): raise ValueError(f"language {testbed.language.name!r} has optional sentences: give it a fixed plan")
+    texts, roles = [], testbed.channel.roles
+    for patterns in product(*(grammar.slots[slot] for step in grammar.steps for slot in step.runs[0])):
+        words = [word for pattern in patterns for word in pattern.words]
+        texts += product(*(tuple(dict.fromkeys(roles[w[1:-1]].words)) if w[0] == "{" else (w,) for w in words))
+    if len(lengths := {len(text) for text in texts}) > 1: raise ValueError(f"texts of {sorted(lengths)} words: one length is needed")
+    p = np.exp([testbed.log_prob(" ".join(text)) for text in texts])
+    table = np.array(texts)
+    words, ids = np.unique(table[:, (table != table[0]).any(0)], return_inverse=True)
+    return Source(ids.reshape(len(texts), -1)[p > 0], p[p > 0], tuple(words.tolist()))
+
+# %% ../nbs/48_toys.ipynb #2c787ab1
+def toy_source(factor_strength: float = 1.0) -> Source:  # 1: the factors fix the words; 0: words drawn afresh
+    "The listed toy language."
+    return list_source(Testbed(toy_language(), factor_strength))
+
+# %% ../nbs/48_toys.ipynb #160a9205
+def consistent_texts(source: Source, tokens: Int[np.ndarray, "n l"], visible: Bool[np.ndarray, "n l"]) -> Float[np.ndarray, "n x"]:
+    "p(text | visible tokens); where none agrees, of the texts with the fewest clashes."
+    clashes = ((tokens[:, None] != source.tokens) & visible[:, None]).sum(-1)
+    return np.where(clashes == clashes.min(1, keepdims=True), source.p, 0.0) / np.where(clashes == clashes.min(1, keepdims=True), source.p, 0).sum(1, keepdims=True)
+
+# %% ../nbs/48_toys.ipynb #8154b52c
+def draw_tokens(p: Float[np.ndarray, "*b v"], rng: np.random.Generator) -> Int[np.ndarray, "*b"]:
+    "An id from each distribution."
+    return (p.cumsum(-1) < rng.random(p.shape[:-1])[..., None] * p.sum(-1, keepdims=True)).sum(-1)
+
+# %% ../nbs/48_toys.ipynb #f743028d
+def masked_texts(source: Source, n: int, order: list[int] | int, rng: np.random.Generator) -> Int[np.ndarray, "n l"]:
+    "Write `n` texts from all-masked: in `order` steps of random unmasking, or one token after another in the listed order (AR)."
+    length = source.tokens.shape[1]
+    tokens, visible = np.zeros((n, length), int), np.zeros((n, length), bool)
+    steps = len(order) if isinstance(order, list) else order
+    for left in range(steps, 0, -1):
+        if isinstance(order, list): now = np.arange(length) == order[steps - left]
+        else: now = rng.random((n, length)) < 1 / left
+        p = source.marginals(consistent_texts(source, tokens, visible))
+        tokens = np.where(now & ~visible, draw_tokens(p, rng), tokens)
+        visible |= now
+    return tokens
+
+# %% ../nbs/48_toys.ipynb #fa97e7c4
+def masked_bound(source: Source, steps: int) -> float:  # nats per text
+    "The variational bound of masked diffusion with the exact denoiser in `steps` equal steps, by a sum over all masks (C.13)."
+    length, total = source.tokens.shape[1], 0.0
+    levels = np.arange(1, steps + 1) / steps
+    for mask in product((False, True), repeat=length):
+        if not any(mask): continue
+        _, group = np.unique(source.tokens[:, ~np.array(mask)], axis=0, return_inverse=True)
+        share = np.zeros((group.max() + 1, len(source.p))); share[group.ravel(), np.arange(len(source.p))] = source.p
+        weight = share.sum(1)
+        unsure = (weight[:, None] * entropy(source.marginals(share / weight[:, None]))).sum(0)[list(mask)].sum()
+        k = sum(mask)
+        total += unsure * (levels**k * (1 - levels) ** (length - k) / levels).sum() / steps
+    return float(total)
+
+# %% ../nbs/48_toys.ipynb #e4f60a04
+def token_code(source: Source, size: int = 3, seed: int = 0) -> tuple[MixturePath, Float[Tensor, "v d"]]:  # channels per token
+    "Unit embeddings of the words, drawn once, and the path over texts made of them."
+    table = nn.functional.normalize(torch.randn(len(source.words), size, generator=stream(seed, "token code"), dtype=torch.float64), dim=-1)
+    return MixturePath(torch.tensor(source.p), table[torch.tensor(source.tokens)].flatten(1), 0.0), table
+
+# %% ../nbs/48_toys.ipynb #9af7c076
+def factor_code(source: Source, sd: float, positions: tuple[int, ...] = (0, 1)) -> MixturePath:  # positions that show the factors
+    "Texts on a grid, one axis for each position; texts that agree there share a point."
+    columns = [np.unique(source.tokens[:, i], return_inverse=True)[1].ravel() for i in positions]
+    grid = torch.tensor(np.stack(columns, 1), dtype=torch.float64)
+    return MixturePath(torch.tensor(source.p), grid - grid.mean(0), sd)
+
+# %% ../nbs/48_toys.ipynb #abda9f44
+def nearest_words(z: Float[Tensor, "b m"], table: Float[Tensor, "v d"], allowed: list[Int[np.ndarray, "k"]]) -> Int[np.ndarray, "b l"]:
+    "Round each token's embedding to the nearest word of its position."
+    columns = [ids[torch.cdist(part, table[torch.tensor(ids)]).argmin(-1).numpy()] for part, ids in zip(z.split(table.shape[1], dim=-1), allowed)]
+    return np.stack(columns, 1)
+
+# %% ../nbs/48_toys.ipynb #7c74cf6d
+def recovery_bound(path: MixturePath, source: Source, steps: int, n: int, generator: torch.Generator, end: float = 8.0) -> Estimate:  # end: largest logSNR
+    "Bound of a Gaussian corruption-recovery path with the exact denoiser, in steps equal in logSNR from -end to end (nats per text)."
+    times = torch.sigmoid(-torch.linspace(-end, end, steps + 1, dtype=torch.float64) / 2)          # noisy to clean
+    k = torch.multinomial(path.weights, n, replacement=True, generator=generator)
+    h = path.means[k]
+    draw = lambda t: torch.lerp(h, torch.randn(h.shape, generator=generator, dtype=h.dtype), t)
+    snr = ((1 - times) / times).square()
+    start = 0.5 * ((1 - times[0]) ** 2 * h.square() + times[0] ** 2 - 1 - 2 * times[0].log()).sum(-1)   # KL to N(0, I)
+    total = start + sum(0.5 * (after - before) * (h - path.denoise(draw(t), t)).square().sum(-1) for t, before, after in zip(times, snr, snr[1:]))
+    posterior = path.responsibilities(draw(times[-1]), times[-1]).numpy()
+    reading = np.take_along_axis(source.marginals(posterior), source.tokens[k][..., None], -1)[..., 0]
+    return mean_interval((total.numpy() - np.log(np.maximum(reading, 1e-300)).sum(-1)).tolist(), unit="nats/text")
+
+# %% ../nbs/48_toys.ipynb #b5bf4b2c
+class Coded(NamedTuple):
+    "Rate and reconstruction cost of a noisy code, in nats per text."
+    rate: Estimate      # I_q(X; Z)
+    whole: Estimate     # cost of the best decoder, H(X|Z)
+    parallel: Estimate  # cost of the best decoder that reads tokens independently given z
+    excess: Estimate    # parallel + rate - H(X) for the same draws: what the parallel decoder loses
+
+# %% ../nbs/48_toys.ipynb #cae544b1
+def coded_terms(code: MixturePath, source: Source, n: int, generator: torch.Generator) -> Coded:
+    "Estimate both sides of D.14 for the encoder N(e(x), sd^2 I)."
+    z, k = code.sample(n, generator)
+    own = -0.5 * ((z - code.means[k]).square().sum(-1) / code.sd**2 + z.shape[1] * math.log(2 * math.pi * code.sd**2))
+    rate = (own - code.log_density(z)).numpy()
+    posterior, k = code.responsibilities(z).numpy(), k.numpy()
+    whole = -np.log(np.maximum(posterior[np.arange(n), k], 1e-300))
+    reading = np.take_along_axis(source.marginals(posterior), source.tokens[k][..., None], -1)[..., 0]
+    parallel = -np.log(np.maximum(reading, 1e-300)).sum(-1)
+    return Coded(*(mean_interval(v.tolist(), unit="nats/text") for v in (rate, whole, parallel, parallel - whole)))
