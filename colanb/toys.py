@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['entropy', 'kl', 'LatentModel', 'ElboTerms', 'elbo_terms', 'random_model', 'gaussian_kl', 'LinearVAE', 'random_linear',
            'linear_terms', 'linear_weights', 'MixturePath', 'transport', 'ring', 'VelocityNet', 'fm_draw', 'fm_errors',
-           'fit_velocity', 'field_error', 'TiltedGaussian', 'Source', 'toy_language', 'list_source', 'toy_source',
-           'consistent_texts', 'draw_tokens', 'masked_texts', 'masked_bound', 'token_code', 'factor_code',
-           'nearest_words', 'recovery_bound', 'Coded', 'coded_terms']
+           'descend', 'fit_velocity', 'field_error', 'TiltedGaussian', 'Source', 'toy_language', 'list_source',
+           'toy_source', 'consistent_texts', 'draw_tokens', 'masked_texts', 'masked_bound', 'token_code', 'factor_code',
+           'nearest_words', 'recovery_bound', 'Coded', 'coded_terms', 'LatentCode', 'reading_costs', 'fit_code',
+           'code_terms', 'codebook', 'random_table', 'markov_excess', 'markov_fit', 'random_source', 'Burden', 'burden',
+           'fit_vae', 'vae_terms']
 
 # %% ../nbs/48_toys.ipynb #aaefca64
 import math
@@ -208,19 +210,25 @@ def fm_errors(velocity: Callable[[Tensor, Tensor], Tensor], path: MixturePath, n
     zt, u, t = fm_draw(path, n, generator)
     with torch.no_grad(): return (velocity(zt, t) - u).square().sum(-1)
 
+# %% ../nbs/48_toys.ipynb #0da17e75
+def descend(module: nn.Module, loss: Callable[[int], Tensor], steps: int, lr: float) -> None:  # step -> loss of a fresh batch
+    "Minimise a loss by Adam with a short warm-up and cosine decay to zero."
+    optimizer, schedule = torch.optim.Adam(module.parameters()), TrainConfig(steps=steps, lr=lr, lr_end=0.0, warmup=min(50, steps - 1))
+    for step in range(steps):
+        for group in optimizer.param_groups: group["lr"] = lr * lr_factor(step, schedule)
+        optimizer.zero_grad(); loss(step).backward(); optimizer.step()
+    module.eval()
+
 # %% ../nbs/48_toys.ipynb #a8327c9f
 def fit_velocity(path: MixturePath, steps: int, seed: int, batch: int = 512, lr: float = 3e-3) -> VelocityNet:
     "Learn the velocity by flow matching on samples."
     torch.manual_seed(seed)
     net, generator = VelocityNet(path.means.shape[1]), stream(seed, "fit velocity")
-    optimizer = torch.optim.Adam(net.parameters())
-    schedule = TrainConfig(steps=steps, lr=lr, lr_end=0.0, warmup=min(50, steps - 1))
-    for step in range(steps):
-        for group in optimizer.param_groups: group["lr"] = lr * lr_factor(step, schedule)
+    def loss(step: int) -> Tensor:
         zt, u, t = fm_draw(path, batch, generator)
-        loss = (net(zt, t) - u).square().sum(-1).mean()
-        optimizer.zero_grad(); loss.backward(); optimizer.step()
-    return net.eval()
+        return (net(zt, t) - u).square().sum(-1).mean()
+    descend(net, loss, steps, lr)
+    return net
 
 # %% ../nbs/48_toys.ipynb #46221f5b
 def field_error(net: nn.Module, path: MixturePath, times: Float[Tensor, "m"], n: int, generator: torch.Generator) -> Float[Tensor, "m"]:
@@ -391,3 +399,151 @@ def coded_terms(code: MixturePath, source: Source, n: int, generator: torch.Gene
     reading = np.take_along_axis(source.marginals(posterior), source.tokens[k][..., None], -1)[..., 0]
     parallel = -np.log(np.maximum(reading, 1e-300)).sum(-1)
     return Coded(*(mean_interval(v.tolist(), unit="nats/text") for v in (rate, whole, parallel, parallel - whole)))
+
+# %% ../nbs/48_toys.ipynb #66ec5141
+class LatentCode(NamedTuple):
+    "m codewords: prior, the tokens' distributions given each, and an encoder."
+    prior: Float[np.ndarray, "m"]
+    table: Float[np.ndarray, "m l v"]
+    encoder: Float[np.ndarray, "x m"]
+
+# %% ../nbs/48_toys.ipynb #92b6eed3
+def reading_costs(tokens: Int[np.ndarray, "x l"], table: Float[np.ndarray, "m l v"]) -> Float[np.ndarray, "x m"]:
+    "-log p(x|z) in nats for tokens that are independent given z; a token of chance 0 counts 1e-30."
+    return -np.log(np.maximum(table, 1e-30))[:, np.arange(tokens.shape[1]), tokens].sum(-1).T
+
+# %% ../nbs/48_toys.ipynb #9dbc5b05
+def fit_code(
+    source: Source,
+    table: Float[np.ndarray, "m l v"],                # decoder to start from
+    price: float = 1.0,                               # lambda, nats of cost worth a nat of rate
+    rounds: int = 150,
+    groups: Int[np.ndarray, "x"] | None = None,       # texts the encoder cannot tell apart share a number; None: it sees all
+    weights: Float[np.ndarray, "x"] | None = None,    # distribution to fit; None: the source's
+    pseudo: float = 0.0,                              # total mass of the uniform pseudo-counts of each token distribution
+) -> LatentCode:
+    "Lower cost + price * rate in turns over encoder, prior and decoder; raises `ValueError` for a price that is not positive."
+    if price <= 0: raise ValueError(f"price={price} must be above 0")
+    p, prior = source.p if weights is None else weights, np.full(len(table), 1 / len(table))
+    if groups is not None:
+        share = np.zeros((groups.max() + 1, len(p))); share[groups, np.arange(len(p))] = p
+        share /= np.maximum(share.sum(1, keepdims=True), 1e-300)
+    used = source.marginals(np.full(len(source.p), 1 / len(source.p))) > 0
+    uniform = pseudo * used / used.sum(-1, keepdims=True)
+    for _ in range(rounds):
+        costs = reading_costs(source.tokens, table)
+        if groups is not None: costs = (share @ costs)[groups]
+        logits = np.log(np.maximum(prior, 1e-300)) - costs / price
+        encoder = np.exp(logits - logsumexp(logits, axis=1, keepdims=True))
+        joint = p[:, None] * encoder
+        prior = joint.sum(0)
+        table = (source.marginals(joint.T) + uniform) / np.maximum(prior[:, None, None] + pseudo, 1e-300)
+    return LatentCode(prior, table, encoder)
+
+# %% ../nbs/48_toys.ipynb #1b5b5292
+def code_terms(source: Source, code: LatentCode) -> ElboTerms:
+    "The ELBO's parts for a code."
+    return elbo_terms(source.p, LatentModel(code.prior, np.exp(-reading_costs(source.tokens, code.table)).T, code.encoder))
+
+# %% ../nbs/48_toys.ipynb #d5fbc2b4
+def codebook(source: Source, positions: tuple[int, ...]) -> Float[np.ndarray, "m l v"]:
+    "Token distributions given the words at each subset of `positions`: where the best codes of the toy language start."
+    rows = []
+    for known in product((False, True), repeat=len(positions)):
+        columns = source.tokens[:, [i for i, k in zip(positions, known) if k]]
+        _, group = np.unique(columns, axis=0, return_inverse=True)
+        for g in range(group.max() + 1): rows.append(np.where(group.ravel() == g, source.p, 0) / source.p[group.ravel() == g].sum())
+    return source.marginals(np.stack(rows))
+
+# %% ../nbs/48_toys.ipynb #524bd410
+def random_table(source: Source, values: int, rng: np.random.Generator) -> Float[np.ndarray, "m l v"]:
+    "Token distributions of random subsets of the texts."
+    weights = source.p * rng.gamma(0.3, size=(values, len(source.p)))
+    return source.marginals(weights / weights.sum(1, keepdims=True))
+
+# %% ../nbs/48_toys.ipynb #2b5b2c6c
+def markov_excess(source: Source, order: int) -> float:  # tokens of memory
+    "inf KL(p || AR with this memory) in nats."
+    total = 0.0
+    for i in range(source.tokens.shape[1]):
+        for start, sign in ((i + 1, 1), (i, -1)):
+            columns = source.tokens[:, max(i - order, 0):start]
+            _, group = np.unique(columns, axis=0, return_inverse=True)
+            total += sign * float(entropy(np.bincount(group.ravel(), source.p))) if columns.shape[1] else 0.0
+    return total - source.entropy
+
+# %% ../nbs/48_toys.ipynb #f717fc33
+def markov_fit(source: Source, sample: Int[np.ndarray, "n l"], order: int, pseudo: float) -> Float[np.ndarray, "x"]:
+    "log p of every listed text under counts of a sample, each memory smoothed by `pseudo` counts of the next shorter one."
+    total = np.zeros(len(source.p))
+    for i in range(sample.shape[1]):
+        p = np.full(len(source.p), 1 / len(np.unique(source.tokens[:, i])))
+        for k in range(min(order, i) + 1):
+            both = np.concatenate([sample, source.tokens])[:, i - k:i + 1]
+            _, pair = np.unique(both, axis=0, return_inverse=True)
+            _, context = np.unique(both[:, :-1], axis=0, return_inverse=True) if k else (None, np.zeros(len(both), int))
+            hits, seen = (np.bincount(g.ravel()[:len(sample)], minlength=g.max() + 1)[g.ravel()[len(sample):]] for g in (pair, context))
+            p = (hits + pseudo * p) / (seen + pseudo)
+        total += np.log(p)
+    return total
+
+# %% ../nbs/48_toys.ipynb #7303fa20
+def random_source(length: int, words: int, values: int, strength: float, rng: np.random.Generator) -> Source:
+    "Every text of `length` words; a hidden value picks a favourite word at each position, used with chance `strength`."
+    tokens = np.array(list(product(range(words), repeat=length)))
+    favourite, prior = rng.integers(words, size=(values, length)), rng.dirichlet(np.ones(values))
+    other = rng.dirichlet(np.full(words, 5.0), length)
+    given = np.where(tokens[:, None] == favourite, strength, 0) + (1 - strength) * other[np.arange(length), tokens][:, None]
+    return Source(tokens, given.prod(-1) @ prior, tuple(map(str, range(words))))
+
+# %% ../nbs/48_toys.ipynb #9dddf382
+class Burden(NamedTuple):
+    "Both sides of Eq 3.32 in nats per text."
+    ar: float          # inf KL of AR with limited memory
+    mismatch: float    # inf KL of the latent class
+    gap: float         # inf of the inference gap alone
+    attained: float    # inf of KL + gap together: the ELBO's excess over H(X)
+    likelihood: float  # KL of the model that attains it
+
+# %% ../nbs/48_toys.ipynb #1d1a429f
+def burden(source: Source, values: int, reads: int, memory: int, rng: np.random.Generator, restarts: int = 4, rounds: int = 150) -> Burden:
+    "Best fits over random restarts: m=`values` codewords, an encoder that sees `reads` tokens, AR with `memory`."
+    _, groups = np.unique(source.tokens[:, :reads], axis=0, return_inverse=True)
+    starts = [random_table(source, values, rng) for _ in range(restarts)]
+    free = [code_terms(source, fit_code(source, table, rounds=rounds)) for table in starts]
+    bound = [code_terms(source, fit_code(source, table, rounds=rounds, groups=groups.ravel())) for table in starts]
+    excess = lambda values: float(-source.p @ values) - source.entropy
+    best = min(bound, key=lambda terms: excess(terms.elbo))
+    blind = LatentCode(np.full(values, 1 / values), np.repeat(source.marginals(source.p)[None], values, 0), np.full((len(source.p), values), 1 / values))
+    return Burden(markov_excess(source, memory), min(excess(terms.log_likelihood) for terms in free + bound),
+                  float(source.p @ code_terms(source, blind).gap), excess(best.elbo), excess(best.log_likelihood))
+
+# %% ../nbs/48_toys.ipynb #4da6ab37
+def fit_vae(source: Source, beta: float, steps: int, seed: int, batch: int = 64) -> ColaDLM:  # beta: weight of the KL, Eq 3.16
+    "Train a Text VAE with two channels per token by stage 1 of the paper."
+    torch.manual_seed(seed)
+    model = ColaDLM(VAEConfig(vocab_size=len(source.words), d_latent=2, width=32, heads=2, encoder_layers=1, decoder_layers=1, ffn_dim=64,
+                              block_size=None, normalise_mean=False))
+    tokens, p, config = torch.tensor(source.tokens), torch.tensor(source.p), FlowConfig(beta=beta)
+    def loss(step: int) -> Tensor:
+        ids = tokens[torch.multinomial(p, batch, replacement=True, generator=stream(seed, "texts", step))]
+        return stage1_loss(model, ids, torch.ones_like(ids, dtype=torch.bool), config, stream(seed, "noise", step)).total
+    descend(model, loss, steps, lr=5e-3)
+    return model
+
+# %% ../nbs/48_toys.ipynb #29b7f80b
+def vae_terms(model: ColaDLM, source: Source, n: int, generator: torch.Generator) -> tuple[Estimate, Estimate, Estimate]:
+    "Rate I_q(X; Z), reconstruction cost, and their sum for the same draws, in nats per text."
+    tokens, p = torch.tensor(source.tokens), torch.tensor(source.p)
+    with torch.no_grad():
+        q, k = model.vae.encode(tokens), torch.multinomial(p, n, replacement=True, generator=generator)
+        own = type(q)(q.mean[k], q.logvar[k])
+        z = own.sample(generator)
+        logits = model.vae.decode(z).log_softmax(-1)
+        cost = -logits.gather(-1, tokens[k][..., None]).sum((1, 2))
+        precision = (-q.logvar).exp().flatten(1)                     # (x, n*d): all texts' log q(z|x) by two products
+        mean, flat = q.mean.flatten(1), z.flatten(1)
+        square = flat.square() @ precision.T - 2 * flat @ (precision * mean).T + (precision * mean.square()).sum(-1)
+        each = -0.5 * (square + (q.logvar + math.log(2 * math.pi)).flatten(1).sum(-1))
+        rate = own.log_prob(z).sum(-1) - (each + p.log()).logsumexp(-1)
+    return tuple(mean_interval(v.tolist(), unit="nats/text") for v in (rate, cost, rate + cost))
