@@ -7,9 +7,9 @@ __all__ = ['entropy', 'kl', 'LatentModel', 'ElboTerms', 'elbo_terms', 'random_mo
            'linear_terms', 'linear_weights', 'MixturePath', 'transport', 'ring', 'VelocityNet', 'fm_draw', 'fm_errors',
            'descend', 'fit_velocity', 'field_error', 'TiltedGaussian', 'Source', 'toy_language', 'list_source',
            'toy_source', 'consistent_texts', 'draw_tokens', 'masked_texts', 'masked_bound', 'token_code', 'factor_code',
-           'nearest_words', 'recovery_bound', 'Coded', 'coded_terms', 'LatentCode', 'reading_costs', 'fit_code',
-           'code_terms', 'codebook', 'random_table', 'markov_excess', 'markov_fit', 'random_source', 'Burden', 'burden',
-           'fit_vae', 'vae_terms']
+           'nearest_words', 'continuous_texts', 'count_valid', 'recovery_bound', 'Coded', 'coded_terms', 'LatentCode',
+           'reading_costs', 'fit_code', 'code_terms', 'codebook', 'random_table', 'markov_excess', 'markov_fit',
+           'random_source', 'Burden', 'burden', 'fit_vae', 'vae_terms']
 
 # %% ../nbs/48_toys.ipynb #aaefca64
 import math
@@ -365,6 +365,26 @@ def nearest_words(z: Float[Tensor, "b m"], table: Float[Tensor, "v d"], allowed:
     "Round each token's embedding to the nearest word of its position."
     columns = [ids[torch.cdist(part, table[torch.tensor(ids)]).argmin(-1).numpy()] for part, ids in zip(z.split(table.shape[1], dim=-1), allowed)]
     return np.stack(columns, 1)
+
+# %% ../nbs/48_toys.ipynb #1548d60e
+def continuous_texts(
+    source: Source,
+    code: MixturePath,
+    n: int,
+    steps: int,
+    generator: torch.Generator,
+    words: Float[Tensor, "v d"] | None = None,   # embeddings to round each token to; None: read tokens independently given z
+) -> Int[np.ndarray, "n l"]:
+    "Write texts by carrying noise along the exact velocity of a code, then emission."
+    z = transport(code.velocity, torch.randn(n, code.means.shape[1], generator=generator, dtype=code.means.dtype), steps, "euler")
+    if words is not None: return nearest_words(z, words, [np.unique(column) for column in source.tokens.T])
+    rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
+    return draw_tokens(source.marginals(code.responsibilities(z).numpy()), rng)
+
+# %% ../nbs/48_toys.ipynb #473c2f74
+def count_valid(source: Source, tokens: Int[np.ndarray, "n l"]) -> int:
+    "How many of these texts the language can say."
+    return int((tokens[:, None] == source.tokens).all(-1).any(-1).sum())
 
 # %% ../nbs/48_toys.ipynb #7c74cf6d
 def recovery_bound(path: MixturePath, source: Source, steps: int, n: int, generator: torch.Generator, end: float = 8.0) -> Estimate:  # end: largest logSNR
