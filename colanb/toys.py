@@ -8,8 +8,8 @@ __all__ = ['entropy', 'kl', 'LatentModel', 'ElboTerms', 'elbo_terms', 'random_mo
            'descend', 'fit_velocity', 'field_error', 'TiltedGaussian', 'Source', 'toy_language', 'list_source',
            'toy_source', 'consistent_texts', 'draw_tokens', 'masked_texts', 'masked_bound', 'token_code', 'factor_code',
            'nearest_words', 'continuous_texts', 'count_valid', 'recovery_bound', 'Coded', 'coded_terms', 'LatentCode',
-           'reading_costs', 'fit_code', 'code_terms', 'codebook', 'random_table', 'markov_excess', 'markov_fit',
-           'random_source', 'Burden', 'burden', 'fit_vae', 'vae_terms']
+           'reading_costs', 'encode_texts', 'fit_code', 'code_terms', 'codebook', 'groups_of', 'random_table',
+           'markov_excess', 'markov_fit', 'random_source', 'Burden', 'burden', 'fit_vae', 'vae_terms']
 
 # %% ../nbs/48_toys.ipynb #aaefca64
 import math
@@ -432,29 +432,40 @@ def reading_costs(tokens: Int[np.ndarray, "x l"], table: Float[np.ndarray, "m l 
     "-log p(x|z) in nats for tokens that are independent given z; a token of chance 0 counts 1e-30."
     return -np.log(np.maximum(table, 1e-30))[:, np.arange(tokens.shape[1]), tokens].sum(-1).T
 
+# %% ../nbs/48_toys.ipynb #ff41c4b8
+def encode_texts(
+    source: Source,
+    prior: Float[np.ndarray, "m"],
+    table: Float[np.ndarray, "m l v"],
+    price: float = 1.0,                               # lambda, nats of cost worth a nat of rate
+    groups: Int[np.ndarray, "x"] | None = None,       # texts the encoder cannot tell apart share a number; None: it sees all
+    weights: Float[np.ndarray, "x"] | None = None,    # distribution of the texts; None: the source's
+) -> Float[np.ndarray, "x m"]:
+    "The encoder with the least cost + price * KL(q || prior), among those that see only the group."
+    costs = reading_costs(source.tokens, table)
+    if groups is not None:
+        share = np.zeros((groups.max() + 1, len(groups))); share[groups, np.arange(len(groups))] = source.p if weights is None else weights
+        costs = (share @ costs / np.maximum(share.sum(1, keepdims=True), 1e-300))[groups]
+    logits = np.log(np.maximum(prior, 1e-300)) - costs / price
+    return np.exp(logits - logsumexp(logits, axis=1, keepdims=True))
+
 # %% ../nbs/48_toys.ipynb #9dbc5b05
 def fit_code(
     source: Source,
     table: Float[np.ndarray, "m l v"],                # decoder to start from
-    price: float = 1.0,                               # lambda, nats of cost worth a nat of rate
+    price: float = 1.0,                               # as in `encode_texts`
     rounds: int = 150,
-    groups: Int[np.ndarray, "x"] | None = None,       # texts the encoder cannot tell apart share a number; None: it sees all
+    groups: Int[np.ndarray, "x"] | None = None,       # as in `encode_texts`
     weights: Float[np.ndarray, "x"] | None = None,    # distribution to fit; None: the source's
     pseudo: float = 0.0,                              # total mass of the uniform pseudo-counts of each token distribution
 ) -> LatentCode:
     "Lower cost + price * rate in turns over encoder, prior and decoder; raises `ValueError` for a price that is not positive."
     if price <= 0: raise ValueError(f"price={price} must be above 0")
     p, prior = source.p if weights is None else weights, np.full(len(table), 1 / len(table))
-    if groups is not None:
-        share = np.zeros((groups.max() + 1, len(p))); share[groups, np.arange(len(p))] = p
-        share /= np.maximum(share.sum(1, keepdims=True), 1e-300)
     used = source.marginals(np.full(len(source.p), 1 / len(source.p))) > 0
     uniform = pseudo * used / used.sum(-1, keepdims=True)
     for _ in range(rounds):
-        costs = reading_costs(source.tokens, table)
-        if groups is not None: costs = (share @ costs)[groups]
-        logits = np.log(np.maximum(prior, 1e-300)) - costs / price
-        encoder = np.exp(logits - logsumexp(logits, axis=1, keepdims=True))
+        encoder = encode_texts(source, prior, table, price, groups, weights)
         joint = p[:, None] * encoder
         prior = joint.sum(0)
         table = (source.marginals(joint.T) + uniform) / np.maximum(prior[:, None, None] + pseudo, 1e-300)
@@ -474,6 +485,11 @@ def codebook(source: Source, positions: tuple[int, ...]) -> Float[np.ndarray, "m
         _, group = np.unique(columns, axis=0, return_inverse=True)
         for g in range(group.max() + 1): rows.append(np.where(group.ravel() == g, source.p, 0) / source.p[group.ravel() == g].sum())
     return source.marginals(np.stack(rows))
+
+# %% ../nbs/48_toys.ipynb #fc37ad42
+def groups_of(source: Source, reads: int) -> Int[np.ndarray, "x"]:  # tokens an encoder sees, from the start
+    "Number of the group that each text belongs to when only its first tokens are seen."
+    return np.unique(source.tokens[:, :reads], axis=0, return_inverse=True)[1].ravel() if reads else np.zeros(len(source.p), int)
 
 # %% ../nbs/48_toys.ipynb #524bd410
 def random_table(source: Source, values: int, rng: np.random.Generator) -> Float[np.ndarray, "m l v"]:
@@ -528,10 +544,9 @@ class Burden(NamedTuple):
 # %% ../nbs/48_toys.ipynb #1d1a429f
 def burden(source: Source, values: int, reads: int, memory: int, rng: np.random.Generator, restarts: int = 4, rounds: int = 150) -> Burden:
     "Best fits over random restarts: m=`values` codewords, an encoder that sees `reads` tokens, AR with `memory`."
-    _, groups = np.unique(source.tokens[:, :reads], axis=0, return_inverse=True)
     starts = [random_table(source, values, rng) for _ in range(restarts)]
     free = [code_terms(source, fit_code(source, table, rounds=rounds)) for table in starts]
-    bound = [code_terms(source, fit_code(source, table, rounds=rounds, groups=groups.ravel())) for table in starts]
+    bound = [code_terms(source, fit_code(source, table, rounds=rounds, groups=groups_of(source, reads))) for table in starts]
     excess = lambda values: float(-source.p @ values) - source.entropy
     best = min(bound, key=lambda terms: excess(terms.elbo))
     blind = LatentCode(np.full(values, 1 / values), np.repeat(source.marginals(source.p)[None], values, 0), np.full((len(source.p), values), 1 / values))
