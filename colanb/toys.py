@@ -277,9 +277,14 @@ class Source(NamedTuple):
         "H(X) in nats."
         return float(entropy(self.p))
 
+    @property
+    def shown(self) -> Float[np.ndarray, "x l v"]:
+        "One-hot tokens."
+        return np.eye(len(self.words))[self.tokens]
+
     def marginals(self, weights: Float[np.ndarray, "*b x"]) -> Float[np.ndarray, "*b l v"]:
         "Distribution of each token when texts have these weights (rows sum to 1)."
-        return np.einsum("...x,xlv->...lv", weights, np.eye(len(self.words))[self.tokens])
+        return (weights @ self.shown.reshape(len(self.p), -1)).reshape(*weights.shape[:-1], self.tokens.shape[1], -1)
 
 # %% ../nbs/48_toys.ipynb #ec34854a
 def toy_language() -> Language:
@@ -428,9 +433,9 @@ class LatentCode(NamedTuple):
     encoder: Float[np.ndarray, "x m"]
 
 # %% ../nbs/48_toys.ipynb #92b6eed3
-def reading_costs(tokens: Int[np.ndarray, "x l"], table: Float[np.ndarray, "m l v"]) -> Float[np.ndarray, "x m"]:
+def reading_costs(source: Source, table: Float[np.ndarray, "m l v"]) -> Float[np.ndarray, "x m"]:
     "-log p(x|z) in nats for tokens that are independent given z; a token of chance 0 counts 1e-30."
-    return -np.log(np.maximum(table, 1e-30))[:, np.arange(tokens.shape[1]), tokens].sum(-1).T
+    return -source.shown.reshape(len(source.p), -1) @ np.log(np.maximum(table, 1e-30)).reshape(len(table), -1).T
 
 # %% ../nbs/48_toys.ipynb #ff41c4b8
 def encode_texts(
@@ -442,7 +447,7 @@ def encode_texts(
     weights: Float[np.ndarray, "x"] | None = None,    # distribution of the texts; None: the source's
 ) -> Float[np.ndarray, "x m"]:
     "The encoder with the least cost + price * KL(q || prior), among those that see only the group."
-    costs = reading_costs(source.tokens, table)
+    costs = reading_costs(source, table)
     if groups is not None:
         share = np.zeros((groups.max() + 1, len(groups))); share[groups, np.arange(len(groups))] = source.p if weights is None else weights
         costs = (share @ costs / np.maximum(share.sum(1, keepdims=True), 1e-300))[groups]
@@ -474,7 +479,7 @@ def fit_code(
 # %% ../nbs/48_toys.ipynb #1b5b5292
 def code_terms(source: Source, code: LatentCode) -> ElboTerms:
     "The ELBO's parts for a code."
-    return elbo_terms(source.p, LatentModel(code.prior, np.exp(-reading_costs(source.tokens, code.table)).T, code.encoder))
+    return elbo_terms(source.p, LatentModel(code.prior, np.exp(-reading_costs(source, code.table)).T, code.encoder))
 
 # %% ../nbs/48_toys.ipynb #d5fbc2b4
 def codebook(source: Source, positions: tuple[int, ...]) -> Float[np.ndarray, "m l v"]:
