@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['entropy', 'kl', 'TableModel', 'ElboTerms', 'elbo_terms', 'random_model', 'gaussian_kl', 'LinearVAE', 'random_linear',
            'linear_terms', 'linear_weights', 'MixturePath', 'to_data', 'ring', 'VelocityNet', 'fm_draw', 'fm_errors',
-           'descend', 'fit_velocity', 'field_error', 'TiltedGaussian', 'Source', 'toy_language', 'list_source',
-           'toy_source', 'consistent_texts', 'draw_tokens', 'masked_texts', 'masked_bound', 'token_code', 'factor_code',
-           'nearest_words', 'continuous_texts', 'count_valid', 'recovery_bound', 'Coded', 'coded_terms', 'LatentCode',
-           'reading_costs', 'encode_texts', 'fit_code', 'code_terms', 'codebook', 'groups_of', 'random_table',
-           'markov_excess', 'markov_fit', 'random_source', 'Burden', 'burden', 'fit_vae', 'vae_terms']
+           'descend', 'fit_velocity', 'field_error', 'TiltedGaussian', 'Source', 'toy_language', 'fixed_plan',
+           'list_source', 'draw_source', 'toy_source', 'consistent_texts', 'draw_tokens', 'masked_texts',
+           'masked_bound', 'token_code', 'factor_code', 'nearest_words', 'continuous_texts', 'count_valid',
+           'recovery_bound', 'Coded', 'coded_terms', 'LatentCode', 'reading_costs', 'encode_texts', 'fit_code',
+           'code_terms', 'codebook', 'groups_of', 'random_table', 'markov_excess', 'markov_fit', 'learned_risks',
+           'random_source', 'Burden', 'burden', 'fit_vae', 'vae_terms']
 
 # %% ../nbs/48_toys.ipynb #aaefca64
 import math
@@ -287,25 +288,37 @@ class Source(NamedTuple):
         return (weights @ self.shown.reshape(len(self.p), -1)).reshape(*weights.shape[:-1], self.tokens.shape[1], -1)
 
 # %% ../nbs/48_toys.ipynb #ec34854a
-def toy_language() -> Language:
-    "One sentence, two factors, one local choice."
-    day = "the {job} was {mood} , walked to the {place} , {reaction} and used the {tool} [today|again] ."
+def toy_language(local: bool = False) -> Language:  # True: a local choice of three after each of the first four factor words too
+    "One sentence, two factors, local wording."
+    a, b, c, d = ("[old|young|kind]", "[today|again|still]", "[early|late|twice]", "[then|there|too]") if local else ("", "", "", "")
+    day = f"the {a} {{job}} was {{mood}} {b} , walked to the {{place}} {c} , {{reaction}} {d} and used the {{tool}} [quietly|gladly] ."
     return Language(name="toy", sizes=dict(job=4, mood=3), split_by=("job", "mood"), slots=dict(day=(day,)), steps=("day",))
+
+# %% ../nbs/48_toys.ipynb #717e3084
+def fixed_plan(testbed: Testbed) -> tuple[list[tuple[str, ...]], Bool[np.ndarray, "l"]]:
+    "All patterns of a language whose texts have the same sentences and length, and the positions that vary; `ValueError` for other languages."
+    grammar = testbed.grammar
+    if any(len(step.runs) > 1 for step in grammar.steps): raise ValueError(f"language {testbed.language.name!r} has optional sentences: give it a fixed plan")
+    patterns = [sum((pattern.words for pattern in chosen), ()) for chosen in product(*(grammar.slots[slot] for step in grammar.steps for slot in step.runs[0]))]
+    if len(lengths := {len(words) for words in patterns}) > 1: raise ValueError(f"texts of {sorted(lengths)} words: one length is needed")
+    return patterns, np.array([len(set(column)) > 1 or column[0][0] == "{" for column in zip(*patterns)])
 
 # %% ../nbs/48_toys.ipynb #b8b08406
 def list_source(testbed: Testbed) -> Source:
-    "List every text of a language; raises `ValueError` unless all its texts have the same sentences and length."
-    grammar = testbed.grammar
-    if any(len(step.runs) > 1 for step in grammar.steps): raise ValueError(f"language {testbed.language.name!r} has optional sentences: give it a fixed plan")
-    texts, roles = [], testbed.channel.roles
-    for patterns in product(*(grammar.slots[slot] for step in grammar.steps for slot in step.runs[0])):
-        words = [word for pattern in patterns for word in pattern.words]
-        texts += product(*(tuple(dict.fromkeys(roles[w[1:-1]].words)) if w[0] == "{" else (w,) for w in words))
-    if len(lengths := {len(text) for text in texts}) > 1: raise ValueError(f"texts of {sorted(lengths)} words: one length is needed")
+    "List every text of a language with a fixed plan."
+    (patterns, varies), roles = fixed_plan(testbed), testbed.channel.roles
+    choices = [[tuple(dict.fromkeys(roles[w[1:-1]].words)) if w[0] == "{" else (w,) for w in words] for words in patterns]
+    texts = [text for words in choices for text in product(*words)]
     p = np.exp([testbed.log_prob(" ".join(text)) for text in texts])
-    table = np.array(texts)
-    words, ids = np.unique(table[:, (table != table[0]).any(0)], return_inverse=True)
+    words, ids = np.unique(np.array(texts)[:, varies], return_inverse=True)
     return Source(ids.reshape(len(texts), -1)[p > 0], p[p > 0], tuple(words.tolist()))
+
+# %% ../nbs/48_toys.ipynb #e39fb96a
+def draw_source(testbed: Testbed, n: int, rng: np.random.Generator) -> Source:
+    "A sample of texts as a source of its own, each with weight 1/n; ids are those of the vocabulary."
+    _, varies = fixed_plan(testbed)
+    drawn = np.array([testbed.sample(rng).text.split(" ") for _ in range(n)])[:, varies]
+    return Source(np.searchsorted(testbed.vocabulary, drawn), np.full(n, 1 / n), tuple(testbed.vocabulary))
 
 # %% ../nbs/48_toys.ipynb #2c787ab1
 def toy_source(factor_strength: float = 1.0) -> Source:  # 1: the factors fix the words; 0: words drawn afresh
@@ -514,12 +527,12 @@ def markov_excess(source: Source, order: int) -> float:  # tokens of memory
     return total - source.entropy
 
 # %% ../nbs/48_toys.ipynb #f717fc33
-def markov_fit(source: Source, sample: Int[np.ndarray, "n l"], pseudo: float) -> Float[np.ndarray, "l x"]:
-    "log p of every listed text under counts of a sample, for memories 0 to l-1, each smoothed by `pseudo` counts of the next shorter one."
+def markov_fit(sample: Int[np.ndarray, "n l"], texts: Int[np.ndarray, "x l"], pseudo: float) -> Float[np.ndarray, "l x"]:
+    "log p of texts under counts of a sample, for memories 0 to l-1, each smoothed by `pseudo` counts of the next shorter one."
     length = sample.shape[1]
-    both, total = np.concatenate([sample, source.tokens]), np.zeros((length, len(source.p)))
+    both, total = np.concatenate([sample, texts]), np.zeros((length, len(texts)))
     for i in range(length):
-        p = np.full(len(source.p), 1 / len(np.unique(source.tokens[:, i])))
+        p = np.full(len(texts), 1 / len(np.unique(both[:, i])))
         for k in range(length):
             if k <= i:
                 _, pair = np.unique(both[:, i - k:i + 1], axis=0, return_inverse=True)
@@ -529,13 +542,30 @@ def markov_fit(source: Source, sample: Int[np.ndarray, "n l"], pseudo: float) ->
             total[k] += np.log(p)
     return total
 
+# %% ../nbs/48_toys.ipynb #ea1b03cc
+def learned_risks(train: Source, valid: Source, test: Source, values: tuple[int, ...], rng: np.random.Generator, restarts: int = 3) -> tuple[float, float]:
+    "-log p on test texts in nats per text: of the latent class with one of these numbers of codewords, and of AR."
+    risk = lambda fit, texts: float(-logsumexp(np.log(fit.prior) - reading_costs(texts, fit.table), axis=1).mean())
+    n, latent, ar = len(train.p), [], []
+    for pseudo in (0.3, 1.0, 3.0):
+        for m in values:
+            fits = [fit_code(train, random_table(train, m, rng), rounds=60, pseudo=pseudo / n) for _ in range(restarts if m > 1 else 1)]
+            best = min(fits, key=lambda fit: risk(fit, train))
+            latent.append((risk(best, valid), risk(best, test)))
+    both = np.concatenate([valid.tokens, test.tokens])
+    for pseudo in (0.3, 1.0, 3.0, 10.0):
+        log_p = markov_fit(train.tokens, both, pseudo)
+        ar += zip(-log_p[:, :len(valid.p)].mean(1), -log_p[:, len(valid.p):].mean(1))
+    return min(latent)[1], float(min(ar)[1])
+
 # %% ../nbs/48_toys.ipynb #7303fa20
-def random_source(length: int, words: int, values: int, strength: float, rng: np.random.Generator) -> Source:
-    "Every text of `length` words; a hidden value picks a favourite word at each position, used with chance `strength`."
+def random_source(length: int, words: int, values: int, strength: float, chain: float, rng: np.random.Generator) -> Source:
+    "Every text of `length` words: with chance `strength` a hidden value's favourite word, else with chance `chain` the word before, else any."
     tokens = np.array(list(product(range(words), repeat=length)))
     favourite, prior = rng.integers(words, size=(values, length)), rng.dirichlet(np.ones(values))
-    other = rng.dirichlet(np.full(words, 5.0), length)
-    given = np.where(tokens[:, None] == favourite, strength, 0) + (1 - strength) * other[np.arange(length), tokens][:, None]
+    other = rng.dirichlet(np.full(words, 5.0), length)[np.arange(length), tokens]
+    other[:, 1:] = chain * (tokens[:, 1:] == tokens[:, :-1]) + (1 - chain) * other[:, 1:]
+    given = np.where(tokens[:, None] == favourite, strength, 0) + (1 - strength) * other[:, None]
     return Source(tokens, given.prod(-1) @ prior, tuple(map(str, range(words))))
 
 # %% ../nbs/48_toys.ipynb #9dddf382
