@@ -135,7 +135,7 @@ class DiTConfig(Config):
 class BaselineConfig(Config):
     "One of the other rows of Table 1 on the project's trunk: AR, LLaDA or Plaid (section 4.5, Table 9)."
     family: Literal["ar", "llada", "plaid"] = Field("ar", description="left to right, masked diffusion, or diffusion of token embeddings")
-    vocab_size: int = Field(100_278, gt=1, description="tokens; LLaDA's embedding has one more row, the mask")
+    vocab_size: int = Field(100_278, gt=1, description="tokens; the embedding has one more row: AR's start, LLaDA's mask")
     width: int = Field(2048, gt=0)
     layers: int = Field(27, ge=1)
     heads: int = Field(16, gt=0)
