@@ -349,7 +349,7 @@ class ARSampler(BaselineSampler):
             self.extend(live, tokens.tolist())
             yield states
             keep = [i for i, state in enumerate(live) if not state.done]
-            if not keep: return
+            if not keep or k + 1 == self.config.max_new_tokens: return
             if len(keep) < len(live): live, cache, tokens = [live[i] for i in keep], cache.select(keep), tokens[keep]
             logits = self.model(tokens, cache)[:, -1]
             cache.advance(1)
@@ -530,9 +530,9 @@ def match_baseline(
     for layers in range(1, 1 + (target - small) // layer):
         channels = 4 * round(((target - small - (layers - 1) * layer) / (layers * channel) + 1) / 4)
         if channels > 0: found.append((abs(math.log(channels / (4 * width))), layers, channels))
-    near = [shape for shape in sorted(found) if abs(body(*shape[1:]) / target - 1) <= tolerance]
-    if not near: raise ValueError(f"no {family} of width {width} has within {tolerance:.0%} of {target} parameters")
-    return make(*near[0][1:])
+    near = next(((l, c) for _, l, c in sorted(found) if abs(body(l, c) / target - 1) <= tolerance), None)
+    if near is None: raise ValueError(f"no {family} of width {width} is within {tolerance:.0%} of {target} parameters")
+    return make(*near)
 
 # %% ../nbs/33_baselines.ipynb #a46fc503
 def size_table(
