@@ -6,8 +6,9 @@
 __all__ = ['Baseline', 'token_nats', 'even_times', 'AR', 'mask_tokens', 'LLaDA', 'NoiseLevels', 'Plaid', 'noised',
            'token_evidence', 'make_baseline', 'clean_opening', 'baseline_loss', 'whole_nats', 'TextLikelihood',
            'text_likelihood', 'BaselineSampler', 'ARSampler', 'shares', 'LLaDASampler', 'PlaidSampler', 'make_sampler',
-           'train_baseline', 'save_baseline', 'load_baseline', 'load_sampler', 'Size', 'model_size', 'match_baseline',
-           'size_table', 'counted', 'stage_losses', 'flops_per_token', 'training_flops', 'generation_flops']
+           'train_baseline', 'save_baseline', 'load_baseline', 'open_model', 'load_sampler', 'Size', 'model_size',
+           'match_baseline', 'size_table', 'counted', 'stage_losses', 'flops_per_token', 'training_flops',
+           'generation_flops', 'cost_table']
 
 # %% ../nbs/33_baselines.ipynb #8bb62db8
 import math
@@ -297,6 +298,8 @@ def text_likelihood(
 # %% ../nbs/33_baselines.ipynb #9ba20725
 class BaselineSampler(Sampler):
     "Generates continuations with a baseline and a tokenizer."
+    drawn = True   # whether chance enters by drawn tokens alone: then greedy texts from one prompt are all the same
+
     def __init__(self,
         model: Baseline,
         tokenizer: Tokenizer,
@@ -400,6 +403,8 @@ class LLaDASampler(BaselineSampler):
 # %% ../nbs/33_baselines.ipynb #13eee3b0
 class PlaidSampler(BaselineSampler):
     "All new tokens at once, from noise."
+    drawn = False
+
     @torch.no_grad()
     def blocks(self, prompts: list[str], seeds: list[int] | None = None, on_step: None = None) -> Iterator[list[BlockState]]:
         "Yield the states of all prompts when they are finished."
@@ -437,8 +442,11 @@ class PlaidSampler(BaselineSampler):
         return torch.lerp(self.model(z, logsnr, clean, seen & ~known, guess), logits, self.config.guidance_scale)
 
 # %% ../nbs/33_baselines.ipynb #3d0e2631
-def make_sampler(model: Baseline, tokenizer: Tokenizer, config: SampleConfig = SampleConfig()) -> BaselineSampler:
-    "The sampler of the model's family."
+def make_sampler(model: Baseline | ColaDLM, tokenizer: Tokenizer, config: SampleConfig = SampleConfig()) -> Sampler:
+    "The sampler of the model's family, Cola's too; `ValueError` for a VAE without a prior."
+    if isinstance(model, ColaDLM):
+        if model.dit is None: raise ValueError("a VAE without a prior cannot generate")
+        return Sampler(model.vae, model.dit, tokenizer, config)
     return {"ar": ARSampler, "llada": LLaDASampler, "plaid": PlaidSampler}[model.config.family](model, tokenizer, config)
 
 # %% ../nbs/33_baselines.ipynb #6ddc0962
@@ -481,19 +489,20 @@ def load_baseline(folder: Path, device: str = "cpu") -> tuple[RunConfig, Baselin
     model.load_state_dict(load_file(folder / "baseline.safetensors"))
     return run, model.to(device).eval(), Tokenizer.load(folder / "tokenizer.json")
 
+# %% ../nbs/33_baselines.ipynb #049b0572
+def open_model(folder: Path, device: str = "cpu") -> tuple[RunConfig, Baseline | ColaDLM, Tokenizer]:
+    "Read a model folder of any family."
+    return (load_baseline if (Path(folder) / "baseline.safetensors").exists() else load_model)(folder, device)
+
 # %% ../nbs/33_baselines.ipynb #b537fc0c
 def load_sampler(
-    folder: Path,             # model folder of a Cola DLM or a baseline
+    folder: Path,             # model folder of any family
     device: str = "cpu",
     **changes: Any,           # to the run's SampleConfig
 ) -> tuple[RunConfig, Sampler]:
-    "The run and the sampler of a model folder of any family."
-    if (Path(folder) / "baseline.safetensors").exists():
-        run, model, tokenizer = load_baseline(folder, device)
-        return run, make_sampler(model, tokenizer, run.sample.replace(**changes))
-    run, cola, tokenizer = load_model(folder, device)
-    if cola.dit is None: raise ValueError(f"{folder} holds a VAE without a prior: it cannot generate")
-    return run, Sampler(cola.vae, cola.dit, tokenizer, run.sample.replace(**changes))
+    "The run and the sampler of a model folder."
+    run, model, tokenizer = open_model(folder, device)
+    return run, make_sampler(model, tokenizer, run.sample.replace(**changes))
 
 # %% ../nbs/33_baselines.ipynb #ead6f712
 class Size(NamedTuple):
@@ -598,3 +607,17 @@ def generation_flops(
     stopped, sampler.stopped = sampler.stopped, lambda state: False
     try: return counted(lambda: sampler.generate(prompts)) / (len(prompts) * sampler.config.max_new_tokens)
     finally: sampler.stopped = stopped
+
+# %% ../nbs/33_baselines.ipynb #d868e02b
+def cost_table(
+    runs: list[RunConfig],   # the first one is what the others are compared with
+    tokenizer: Tokenizer,
+    prompts: list[str],      # that are continued by each run's sampling settings
+) -> pd.DataFrame:
+    "Sizes, and FLOPs per token of training (last stage), of all training, and per generated token; weights do not matter, so models are untrained."
+    words, rows = tokenizer.vocab_size, []
+    for run in runs:
+        stage, _, model, _ = stage_losses(run, words)[-1]
+        rows.append({"train_token": flops_per_token(run, words)[stage], "train": training_flops(run, words),
+                     "new_token": generation_flops(make_sampler(model, tokenizer, run.sample), prompts)})
+    return pd.concat([size_table(runs, words), pd.DataFrame(rows)], axis=1)
