@@ -6,7 +6,8 @@
 __all__ = ['ODEConfig', 'draw_probes', 'trace_terms', 'Density', 'worst_row', 'integrate', 'carry', 'flow_log_prob',
            'flow_sample', 'mixture_velocity', 'mixture_log_prob', 'LatentModel', 'each_draw', 'LogWeights',
            'log_weights', 'Likelihood', 'likelihood', 'iwae_at', 'LinearGaussian', 'Parts', 'decompose', 'Conditional',
-           'conditional', 'perplexity', 'Texts', 'History', 'TextScorer']
+           'conditional', 'perplexity', 'Texts', 'History', 'TextScorer', 'split_log_prob', 'KnownText', 'known_texts',
+           'score_texts', 'cost_table']
 
 # %% ../nbs/44_likelihood.ipynb #a0423864
 import math
@@ -321,7 +322,7 @@ class Parts(NamedTuple):
 def decompose(
     model: LatentModel,
     x,                                              # texts drawn from the data's law
-    log_aggregate: Callable[[object, Tensor], Tensor],  # (texts, their latents) -> log qbar(z0)
+    log_aggregate: Callable[[object, Tensor, Tensor], Tensor],  # (texts, their z0, log q(z0|x)) -> log qbar(z0)
     samples: int,                                   # draws per text and part
     generator: torch.Generator,
     chunk: int = 256,
@@ -332,10 +333,10 @@ def decompose(
         return model.log_likelihood(part, model.infer(part, generator)[0]),
     def rate(part):
         z, log_q = model.infer(part, generator)
-        return log_q - log_aggregate(part, z),
+        return log_q - log_aggregate(part, z, log_q),
     def prior_kl(part):
-        z, _ = model.infer(part, generator)
-        return log_aggregate(part, z) - model.log_prior(part, z, generator).log_prob,
+        z, log_q = model.infer(part, generator)
+        return log_aggregate(part, z, log_q) - model.log_prior(part, z, generator).log_prob,
     return Parts(*(each_draw(f, x, samples, chunk, progress, f.__name__)[0].mean(1) for f in (reconstruction, rate, prior_kl)))
 
 # %% ../nbs/44_likelihood.ipynb #ccf6da69
@@ -486,3 +487,89 @@ class TextScorer:
             if draw: made[row, block] = carried.end
             nfe = max(nfe, carried.nfe)
         return made.flatten(1, 2), Density(log_prob, variance.sqrt(), made.flatten(1, 2), nfe)
+
+# %% ../nbs/44_likelihood.ipynb #4f2c1e76
+def split_log_prob(
+    testbed: Testbed,
+    text: str,        # a story
+    split: str,       # 'train', 'validation' or 'test'
+) -> float:           # nats; -inf for what the split cannot say
+    "log p(x) among the stories of one split; `ValueError` for a language of independent channels."
+    if testbed.channel.separable: raise ValueError("separable=True: a story of independent channels has no split of its own")
+    language, beliefs = testbed.language, testbed.posterior(text)
+    a, b = (beliefs.get(f, np.full(language.sizes[f], 1 / language.sizes[f])) for f in language.split_by)
+    share = sum(a[i] * b[j] for i, j in testbed.pairs[split])
+    return testbed.log_prob(text) + float(np.log(share) - np.log(len(testbed.pairs[split]) / (len(a) * len(b)))) if share > 0 else -math.inf
+
+# %% ../nbs/44_likelihood.ipynb #f78dd357
+class KnownText(NamedTuple):
+    "A text and what is known of it."
+    text: str
+    ids: list[int]
+    log_prob: float  # true log p(x) in nats; NaN if unknown
+
+# %% ../nbs/44_likelihood.ipynb #3c04d9ae
+def known_texts(
+    corpus: Corpus,
+    testbed: Testbed | None,  # None: the corpus is not the testbed's
+    count: int,
+    seed: int,
+    split: str = "test",
+) -> list[KnownText]:
+    "Fresh stories with their end of text, or sequences of the corpus."
+    tokenizer, rng = corpus.tokenizer, np.random.default_rng([seed, 44])
+    if testbed is not None:
+        stories = [testbed.sample(rng, split).text for _ in range(count)]
+        return [KnownText(s, [*tokenizer.encode(s), tokenizer.eos_id], split_log_prob(testbed, s, split)) for s in stories]
+    rows = [[int(i) for i in row if i != tokenizer.pad_id] for row in corpus.split(split)[:count]]
+    return [KnownText(tokenizer.decode(ids), ids, math.nan) for ids in rows if ids]
+
+# %% ../nbs/44_likelihood.ipynb #3c012ffa
+def score_texts(
+    scorer: TextScorer,
+    texts: list[KnownText],
+    samples: int,         # K
+    seed: int,
+    chunk: int = 32,      # draws per pass
+    progress: bool = True,
+) -> pd.DataFrame:        # a row per text, in nats
+    "Algorithm 1 and, where the truth is known, the parts of the ELBO."
+    x, truth = scorer.texts([t.ids for t in texts]), torch.tensor([t.log_prob for t in texts])
+    weights = log_weights(scorer, x, samples, stream(seed, "weights"), chunk, progress)
+    score, sizes = likelihood(weights.total), [2**i for i in range(samples.bit_length()) if 2**i <= samples]
+    known = {tuple(t.ids): t.log_prob for t in texts}
+    def log_aggregate(part: Texts, z: Tensor, log_q: Tensor) -> Tensor:
+        true = [known[tuple(ids[:n])] for ids, n in zip(part.ids.tolist(), part.length.tolist())]
+        return torch.tensor(true, device=z.device) + log_q - scorer.log_likelihood(part, z)
+    parts = decompose(scorer, x, log_aggregate, max(1, samples // 4), stream(seed, "parts"), chunk, progress) if truth.isfinite().all() else None
+    columns = {"tokens": [len(t.ids) for t in texts], "words": [len(t.text.split()) for t in texts], "truth": truth, "elbo": score.elbo, "elbo_se": score.elbo_se}
+    columns |= {f"iwae_{k}": iwae_at(weights.total, k) for k in sizes} | {"iwae_se": score.iwae_se, "ess": score.ess, "prior_se": weights.prior_se.mean(1)}
+    columns |= {"prior": weights.prior.mean(1), "posterior": weights.posterior.mean(1)} | (parts._asdict() if parts else {"reconstruction": weights.reconstruction.mean(1)})
+    return pd.DataFrame({name: np.asarray(values.cpu() if isinstance(values, Tensor) else values) for name, values in columns.items()})
+
+# %% ../nbs/44_likelihood.ipynb #32f1b4d0
+def cost_table(
+    model: ColaDLM,
+    x: Texts,
+    settings: list[dict],     # changes to `ODEConfig()`
+    reference: dict | None,   # the setting that counts as right; None: each setting with the exact trace
+    seed: int,
+) -> pd.DataFrame:            # a row per setting: per text, seconds and the error of log p(z0) in nats
+    "Seconds, velocity evaluations and error of the prior's density."
+    z, _ = TextScorer(model).infer(x, stream(seed, "cost"))
+    done: dict[str, Density] = {}
+    def run(setting: dict) -> tuple[Density, float]:
+        began = time.perf_counter()
+        density = TextScorer(model, ODEConfig(**setting)).log_prior(x, z, stream(seed, "probes"))
+        return density, (time.perf_counter() - began) / len(x)
+    def right(setting: dict) -> Density:
+        truth = reference or {**setting, "divergence": "exact", "probes": 1}
+        if str(truth) not in done: done[str(truth)], _ = run(truth)
+        return done[str(truth)]
+    rows = []
+    for setting in tqdm(settings, desc="cost", unit="setting", leave=False):
+        truth, (density, seconds) = right(setting), run(setting)
+        error = density.log_prob - truth.log_prob
+        rows.append({**ODEConfig(**setting).model_dump(), "seconds": seconds, "nfe": density.nfe, "bias": error.mean().item(),
+                     "error": error.square().mean().sqrt().item(), "se": density.se.mean().item(), "texts": len(x)})
+    return pd.DataFrame(rows)
