@@ -4,13 +4,13 @@ import json
 import pytest
 import torch
 
+from colanb import testbed as synthetic
 from colanb.config import DataConfig, DiTConfig, RunConfig, SampleConfig, VAEConfig
 from colanb.data import word_tokenizer
 from colanb.flow import ColaDLM
 from colanb.harness import harness_model
 from colanb.hub import ColaModel
 from colanb.likelihood import ODEConfig
-from colanb.testbed import Testbed
 
 lm_eval = pytest.importorskip("lm_eval", reason="pip install colanb[harness]")
 task_files = pytest.importorskip("lm_eval.tasks")
@@ -29,7 +29,7 @@ TASKS = {
 def tasks(tmp_path, monkeypatch):
     "Items of the testbed as tasks of the harness: a YAML file and a local jsonl each."
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache")); monkeypatch.setenv("HF_HUB_OFFLINE", "1"); monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-    testbed = Testbed("tiny")
+    testbed = synthetic.Testbed("tiny")
     items = [dict(prompt=i["prompt"], choices=i["choices"], answer=i["answer"]) for i in testbed.items("mmlu", 3, seed=0)]
     stories = [dict(text=text) for text in testbed.documents(2, seed=0, story_fraction=1.0)]
     for name, task in TASKS.items():
