@@ -17,7 +17,6 @@ import importlib.util
 import json
 import os
 import platform
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -43,7 +42,7 @@ from .layers import Times
 from .sample import Sampler, encode_prompts, hold_prefix
 from .sweep import markdown_table
 from .train import make_optimizers
-from .trunk import use
+from .trunk import has_compiler, use
 
 # %% ../nbs/46_bench.ipynb #bb626ee8
 class Spread(NamedTuple):
@@ -351,7 +350,7 @@ def attention_rows(plan: Plan) -> list[dict[str, Any]]:
             out = attend(q, k, v, sight, backend)
             if backward: torch.autograd.grad(out.sum(), (q, k, v))
         for backward in (False, True):
-            names = {"dense": "dense", "masked": "masked", "tiles": "sdpa"}
+            names = {"dense": "dense", "masked": "masked", "tiles": "tiles"}
             runs = {name: partial(run, backend, backward) for name, backend in names.items()}
             for f in runs.values(): f()
             found = race(runs, plan.rounds, repeat=max(1, min(16, 1024 // n)), peaks=("fp32",))
@@ -560,7 +559,7 @@ def machine() -> dict[str, Any]:
     models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     flags = info.read_text() if info.exists() else ""
     return dict(cpu=models[0] if models else platform.machine(), cores=os.cpu_count(), threads=torch.get_num_threads(), torch=torch.__version__,
-                python=platform.python_version(), compiler=any(shutil.which(name) for name in ("g++", "clang++", "c++")),
+                python=platform.python_version(), compiler=has_compiler(),
                 instructions=[name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags], date=date.today().isoformat())
 
 # %% ../nbs/46_bench.ipynb #d1950bd1

@@ -21,30 +21,32 @@ class Rotary(nn.Module):
         dim: int,                  # channels that turn (even); 0 switches it off
         theta: float,              # base of the frequencies
         interleaved: bool = False, # pair neighbours (DiT) or the two halves (VAE)
+        head_dim: int | None = None, # channels e of a head; None: dim
     ):
         super().__init__()
-        self.dim, self.interleaved = dim, interleaved
+        self.dim, self.interleaved, self.rest = dim, interleaved, (head_dim or dim) - dim
         self.register_buffer("freqs", theta ** (-torch.arange(0, dim, 2, dtype=torch.float32) / max(dim, 1)), persistent=False)
+        first, second = torch.arange(dim).view(-1, 2).T if interleaved else torch.arange(dim).view(2, -1)
+        quarter = torch.zeros(dim + self.rest, dim + self.rest)
+        quarter[second, first], quarter[first, second] = -1.0, 1.0
+        self.register_buffer("quarter", quarter, persistent=False)   # x @ quarter: every pair (a, b) becomes (-b, a), the rest 0
 
     def table(self,
         positions: Int[Tensor, "*b n"], # position of each latent in its sequence
-    ) -> tuple[Tensor, Tensor]:         # cos and sin, each (*b, n, dim/2)
+    ) -> tuple[Tensor, Tensor]:         # cos and sin of every channel's angle, each (*b, n, e)
         "Angles of each position in fp32, whatever the model's dtype."
         angle = positions[..., None].float() * self.freqs.float()
-        return angle.cos(), angle.sin()
+        angle = angle.repeat_interleave(2, dim=-1) if self.interleaved else torch.cat([angle, angle], dim=-1)
+        return F.pad(angle.cos(), (0, self.rest), value=1.0), F.pad(angle.sin(), (0, self.rest))
 
     def forward(self,
-        x: Float[Tensor, "b h n e"],    # queries or keys
+        x: Float[Tensor, "b n h e"],    # queries or keys
         table: tuple[Tensor, Tensor],   # from `table`
-    ) -> Float[Tensor, "b h n e"]:
+    ) -> Float[Tensor, "b n h e"]:
         "Turn the channels of `x`."
         if self.dim == 0: return x
-        cos, sin = (a.unsqueeze(-3) for a in table)  # (*b, 1, n, dim/2)
-        turn, rest = x[..., :self.dim], x[..., self.dim:]
-        a, b = turn.unflatten(-1, (-1, 2)).unbind(-1) if self.interleaved else turn.chunk(2, dim=-1)
-        both = (a * cos - b * sin, a * sin + b * cos)
-        turned = (torch.stack(both, dim=-1).flatten(-2) if self.interleaved else torch.cat(both, dim=-1)).to(x.dtype)
-        return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+        cos, sin = (a.unsqueeze(-2) for a in table)  # (*b, n, 1, e)
+        return (x * cos + x @ self.quarter.to(x.dtype) * sin).to(x.dtype)
 
 # %% ../nbs/20_layers.ipynb #e06b2e24
 def gelu_tanh(x: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:

@@ -79,7 +79,7 @@ def task_bars(
         ax.plot([i - .4, i + .4], [chance] * 2, ":", color=TRUTH, lw=1.2, label="chance" if i == 0 else None)
         if pd.notna(bayes): ax.plot([i - .4, i + .4], [bayes] * 2, "-", color=PAPER, lw=1.4, label="Bayes-optimal" if i == 0 else None)
     ax.set_xticks(list(x), [TASK_NAMES.get(t, t) for t in table.task], rotation=35, ha="right")
-    ax.set(ylim=(0, 1.05), ylabel="accuracy"); ax.legend(loc="upper right", ncols=2, fontsize=7)
+    ax.set(ylim=(0, 1.05), ylabel="accuracy"); ax.legend(loc="lower right", bbox_to_anchor=(1, 1.0), ncols=2, fontsize=7)
 
 # %% ../nbs/42_plots.ipynb #44e0628d
 def learning_curves(

@@ -1,14 +1,12 @@
 "A compiled training step gives the loss and the gradients of a plain one."
-import shutil
-
 import pytest
 import torch
 
 from colanb.config import DiTConfig, FlowConfig, VAEConfig, stream
 from colanb.flow import ColaDLM, stage2_loss
-from colanb.trunk import use
+from colanb.trunk import has_compiler, use
 
-pytestmark = pytest.mark.skipif(not any(shutil.which(name) for name in ("g++", "clang++", "c++")), reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 
 
 def gradients(model, ids):

@@ -1,0 +1,97 @@
+"AR is LLaMA, sizes in params.yaml are matched, and one entry opens the model of any family."
+from pathlib import Path
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from colanb.baselines import ARSampler, BaselineSampler, load_sampler, make_baseline, model_size, save_baseline
+from colanb.config import BaselineConfig, Profile, RunConfig, SampleConfig
+from colanb.data import word_tokenizer
+from colanb.flow import ColaDLM
+from colanb.sample import Sampler
+from colanb.train import save_model
+
+PARAMS = YAML(typ="safe").load((Path(__file__).resolve().parents[1] / "params.yaml").read_text())
+PROFILES = {name: value for name, value in PARAMS.items() if name != "profile"}
+SHAPE = dict(width=32, layers=3, heads=4, intermediate=44, init_std=0.3)
+
+
+def llama_of(model):
+    "LlamaForCausalLM of `transformers` with the weights of our AR."
+    c = model.config
+    theirs = LlamaForCausalLM(LlamaConfig(
+        vocab_size=c.vocab_size + 1, hidden_size=c.width, intermediate_size=c.intermediate, num_hidden_layers=c.layers, num_attention_heads=c.heads,
+        num_key_value_heads=c.kv_heads or c.heads, rms_norm_eps=c.norm_eps, max_position_embeddings=64, tie_word_embeddings=False, attn_implementation="eager",
+        rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta}))
+    weights = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": model.norm.weight}
+    head = model.head.weight if model.head is not None else model.embedding.weight[:-1]
+    weights["lm_head.weight"] = torch.cat([head, torch.zeros(1, c.width)])   # their output has a row for our start, too
+    for i, block in enumerate(model.trunk.blocks):
+        q, k, v = block.attention.qkv.weight.split(block.attention.rows)
+        up, gate = block.mlp.proj_in.weight.chunk(2)
+        ours = {"self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v, "self_attn.o_proj": block.attention.out.weight, "mlp.up_proj": up, "mlp.gate_proj": gate,
+                "mlp.down_proj": block.mlp.proj_out.weight, "input_layernorm": block.norm_attention.weight, "post_attention_layernorm": block.norm_mlp.weight}
+        weights |= {f"model.layers.{i}.{name}.weight": tensor for name, tensor in ours.items()}
+    theirs.load_state_dict(weights)
+    return theirs.eval()
+
+
+@pytest.mark.parametrize("changes", [{}, {"kv_heads": 2}, {"rope_theta": 500_000.0}, {"tied": True}], ids=str)
+def test_logits_equal_llama(changes):
+    torch.manual_seed(0)
+    ours = make_baseline(BaselineConfig(family="ar", vocab_size=50, **SHAPE, **changes)).eval()
+    for norm in (m for m in ours.modules() if isinstance(m, torch.nn.RMSNorm)): torch.nn.init.uniform_(norm.weight, 0.5, 2)
+    ids = torch.randint(0, 51, (3, 40))
+    with torch.no_grad(): expected, found = llama_of(ours)(ids).logits[..., :-1], ours(ids)
+    assert expected.std() > 0.5
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
+
+
+def test_greedy_text_equals_llama():
+    "Our sampler's cache against their `generate`."
+    torch.manual_seed(0)
+    tokenizer = word_tokenizer([f"w{i}" for i in range(46)])
+    ours = make_baseline(BaselineConfig(family="ar", vocab_size=50, **SHAPE))
+    sampler, prompt = ARSampler(ours, tokenizer, SampleConfig(max_new_tokens=12)), "w3 w1 w4 w1 w5"
+    sampler.stopped = lambda state: False
+    states = list(sampler.blocks([prompt, "w2"]))[-1]
+    ids = torch.tensor([[50, *tokenizer.encode(prompt)]])
+    theirs = llama_of(ours).generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, min_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0,
+                                     suppress_tokens=[50])
+    assert states[0].tokens == theirs[0, ids.shape[1]:].tolist()
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_rivals_are_matched(name):
+    "Parameters outside token tables differ from the main run's by 2 % at most; data, batches and steps are the same."
+    profile = Profile.model_validate(PROFILES[name])
+    main = profile.run(profile.main)
+    for rival in map(profile.run, profile.baselines):
+        assert abs(model_size(rival, 100).body / model_size(main, 100).body - 1) <= 0.02, rival.name
+        assert rival.data == main.data and profile.baselines[rival.name]["corpus"] == profile.priors[main.name]["corpus"]
+        assert (rival.stage2.steps, rival.stage2.batch_size) == (main.stage2.steps, main.stage2.batch_size), rival.name
+        assert rival.sample.max_new_tokens == main.sample.max_new_tokens and rival.sample.stop_at_newline == main.sample.stop_at_newline
+
+
+def test_default_profile_has_all_rows_of_table_1():
+    for name in ("smoke", "tiny"):
+        profile = Profile.model_validate(PROFILES[name])
+        assert {profile.run(run).baseline.family for run in profile.baselines} == {"ar", "llada", "plaid"}
+
+
+def test_one_entry_opens_every_family(tmp_path):
+    tokenizer = word_tokenizer(["a", "b"])
+    for family in ("ar", "llada", "plaid"):
+        run = RunConfig(name=family, baseline=BaselineConfig(family=family, vocab_size=tokenizer.vocab_size, **SHAPE))
+        save_baseline(tmp_path / family, make_baseline(run.baseline), run, tokenizer)
+    cola = RunConfig(name="cola", vae=dict(vocab_size=tokenizer.vocab_size, width=32, heads=2, encoder_layers=1, decoder_layers=1, ffn_dim=32),
+                     dit=dict(width=32, heads=2, head_dim=16, layers=1, rope_dim=8, block_size=4))
+    save_model(tmp_path / "cola", ColaDLM(cola.vae, cola.dit), cola, tokenizer)
+    save_model(tmp_path / "vae", ColaDLM(cola.vae), cola, tokenizer)
+    for family in ("ar", "llada", "plaid", "cola"):
+        run, sampler = load_sampler(tmp_path / family, max_new_tokens=3, guidance_scale=1.0)
+        assert isinstance(sampler, Sampler) and isinstance(sampler, BaselineSampler) == (family != "cola")
+        assert run.name == family and sampler.config.max_new_tokens == 3 and len(sampler.generate(["a b", ""])) == 2
+    with pytest.raises(ValueError, match="cannot generate"): load_sampler(tmp_path / "vae")
