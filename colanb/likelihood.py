@@ -7,7 +7,7 @@ __all__ = ['ODEConfig', 'draw_probes', 'trace_terms', 'Density', 'worst_row', 'i
            'flow_sample', 'mixture_velocity', 'mixture_log_prob', 'LatentModel', 'each_draw', 'LogWeights',
            'log_weights', 'Likelihood', 'likelihood', 'iwae_at', 'LinearGaussian', 'Parts', 'decompose', 'Conditional',
            'conditional', 'perplexity', 'Texts', 'History', 'TextScorer', 'split_log_prob', 'KnownText', 'known_texts',
-           'score_texts', 'cost_table']
+           'score_texts', 'price_list']
 
 # %% ../nbs/44_likelihood.ipynb #a0423864
 import math
@@ -547,8 +547,8 @@ def score_texts(
     columns |= {"prior": weights.prior.mean(1), "posterior": weights.posterior.mean(1)} | (parts._asdict() if parts else {"reconstruction": weights.reconstruction.mean(1)})
     return pd.DataFrame({name: np.asarray(values.cpu() if isinstance(values, Tensor) else values) for name, values in columns.items()})
 
-# %% ../nbs/44_likelihood.ipynb #32f1b4d0
-def cost_table(
+# %% ../nbs/44_likelihood.ipynb #cba1c50d
+def price_list(
     model: ColaDLM,
     x: Texts,
     settings: list[dict],     # changes to `ODEConfig()`
