@@ -554,6 +554,7 @@ def price_list(
     settings: list[dict],     # changes to `ODEConfig()`
     reference: dict | None,   # the setting that counts as right; None: each setting with the exact trace
     seed: int,
+    progress: bool = True,
 ) -> pd.DataFrame:            # a row per setting: per text, seconds and the error of log p(z0) in nats
     "Seconds, velocity evaluations and error of the prior's density."
     z, _ = TextScorer(model).infer(x, stream(seed, "cost"))
@@ -567,7 +568,7 @@ def price_list(
         if str(truth) not in done: done[str(truth)], _ = run(truth)
         return done[str(truth)]
     rows = []
-    for setting in tqdm(settings, desc="cost", unit="setting", leave=False):
+    for setting in tqdm(settings, desc="cost", unit="setting", leave=False, disable=not progress):
         truth, (density, seconds) = right(setting), run(setting)
         error = density.log_prob - truth.log_prob
         rows.append({**ODEConfig(**setting).model_dump(), "seconds": seconds, "nfe": density.nfe, "bias": error.mean().item(),
