@@ -24,6 +24,6 @@ setup(
     packages=find_packages(include=["colanb", "colanb.*"]),
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split()},
+    extras_require={"dev": settings["dev_requirements"].split(), "harness": settings["harness_requirements"].split()},
     entry_points={"console_scripts": settings["console_scripts"].split()},
 )
