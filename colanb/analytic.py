@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SignLatents', 'sign_information', 'gaussian_information', 'factor_information', 'matrix_information', 'decision_rate',
            'snr_of_information', 'threshold_loc', 'matching_loc', 'peak_of', 'log_slope', 'FieldEnsemble', 'field_loss',
-           'train_fields', 'transport', 'gaussian_growth', 'gaussian_velocity', 'undecided', 'logsnr_density',
-           'velocity_in_logsnr', 'squared_error', 'loss_in_time', 'loss_in_logsnr', 'gaussian_mixture', 'KLTerms',
-           'gaussian_kl_terms', 'ScoreParts', 'score_parts', 'tube_gap', 'score_bound', 'condition_variance',
-           'velocity_risk', 'PathGap', 'path_gap']
+           'train_fields', 'transport', 'gaussian_growth', 'gaussian_velocity', 'undecided', 'misplaced', 'loc_errors',
+           'logsnr_density', 'velocity_in_logsnr', 'squared_error', 'loss_in_time', 'loss_in_logsnr',
+           'gaussian_mixture', 'KLTerms', 'gaussian_kl_terms', 'ScoreParts', 'score_parts', 'tube_gap', 'score_bound',
+           'condition_variance', 'velocity_risk', 'PathGap', 'path_gap']
 
 # %% ../nbs/49_analytic.ipynb #eef862d4
 import math
@@ -255,6 +255,34 @@ def undecided(
     if z.shape[-1] % repeats: raise ValueError(f"{z.shape[-1]} channels are not a multiple of repeats={repeats}")
     reading = z.unflatten(-1, (-1, repeats)).mean(-1)
     return (reading.abs() < 0.5 * reading.square().mean(1, keepdim=True).sqrt()).float().mean((1, 2))
+
+# %% ../nbs/49_analytic.ipynb #6054ee3f
+def misplaced(
+    z: Float[Tensor, "f b d"],  # latents, generated or true
+    repeats: int,               # channels per factor
+) -> Float[Tensor, " f"]:       # share of readings, in [0, 1]
+    "Share of factor readings more than a half away from both -1 and 1, for each field."
+    reading = z.unflatten(-1, (-1, repeats)).mean(-1)
+    return ((reading.abs() - 1).abs() > 0.5).float().mean((1, 2))
+
+# %% ../nbs/49_analytic.ipynb #1fbc8222
+def loc_errors(
+    latents: SignLatents,
+    locs: Sequence[float],
+    seeds: int,
+    width: int = 32,              # of the hidden layers
+    steps: int = 400,
+    samples: int = 1024,          # latents generated from each field
+    scale: float = 1.0,
+    seed: int = 0,
+) -> dict[str, Float[np.ndarray, "seeds locs"]]:
+    "Shares of undecided and misplaced readings among latents from fields trained at each loc."
+    place = ("loc_errors", seed, latents.model_dump_json(), width)
+    fields = FieldEnsemble(seeds * len(locs), latents.d, stream(*place, "init"), width)
+    draw = lambda shape, t, generator: (latents.sample(shape, generator), None)
+    train_fields(fields, draw, torch.tensor(list(locs)).repeat(seeds), steps, scale, seed=seed, label=f"{latents.factors} x {latents.repeats} channels")
+    z0 = transport(fields, torch.randn(fields.fields, samples, latents.d, generator=stream(*place, "noise")))
+    return {measure.__name__: measure(z0, latents.repeats).unflatten(0, (seeds, -1)).numpy() for measure in (undecided, misplaced)}
 
 # %% ../nbs/49_analytic.ipynb #c6becdec
 def logsnr_density(
