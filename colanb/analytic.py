@@ -280,7 +280,7 @@ def loc_errors(
     place = ("loc_errors", seed, latents.model_dump_json(), width)
     fields = FieldEnsemble(seeds * len(locs), latents.d, stream(*place, "init"), width)
     draw = lambda shape, t, generator: (latents.sample(shape, generator), None)
-    train_fields(fields, draw, torch.tensor(list(locs)).repeat(seeds), steps, scale, seed=seed, label=f"{latents.factors} x {latents.repeats} channels")
+    train_fields(fields, draw, torch.tensor([float(loc) for loc in locs]).repeat(seeds), steps, scale, seed=seed, label=f"{latents.factors} x {latents.repeats} channels")
     z0 = transport(fields, torch.randn(fields.fields, samples, latents.d, generator=stream(*place, "noise")))
     return {measure.__name__: measure(z0, latents.repeats).unflatten(0, (seeds, -1)).numpy() for measure in (undecided, misplaced)}
 
