@@ -80,7 +80,7 @@ def matrix_information(
     noise: Float[Tensor, "d d"],   # covariance of the posterior noise u
     logsnr: float,                 # of the path
 ) -> float:                        # nats
-    "I(s; z_t) for Gaussian signal and noise (E.14)."
+    "I(s; z_t) for Gaussian signal and noise (E.15)."
     eye = torch.eye(len(signal), dtype=signal.dtype)
     return 0.5 * torch.logdet(eye + signal @ torch.linalg.inv(noise + math.exp(-logsnr) * eye)).item()
 
@@ -288,7 +288,7 @@ def loc_errors(
 def logsnr_density(
     logsnr: Float[Tensor, "..."],
 ) -> Float[Tensor, "..."]:       # per unit of logSNR
-    "|dt/dlambda|: density of the linear path's logSNR under uniform t (G.13)."
+    "|dt/dlambda|: density of the linear path's logSNR under uniform t (G.15)."
     t = time_of_logsnr(logsnr)
     return t * (1 - t) / 2
 
@@ -298,7 +298,7 @@ def velocity_in_logsnr(
     z1: Float[Tensor, "b d"],
     logsnr: Float[Tensor, ""],
 ) -> Float[Tensor, "b d"]:
-    "u_lambda = dz/dlambda, differentiated and not derived (G.16)."
+    "u_lambda = dz/dlambda, differentiated and not derived (G.17)."
     place = lambda at: torch.lerp(z0, z1, time_of_logsnr(at))
     return torch.func.jvp(place, (logsnr,), (torch.ones_like(logsnr),))[1]
 
@@ -353,7 +353,7 @@ def gaussian_mixture(
 
 # %% ../nbs/49_analytic.ipynb #f2727fc8
 class KLTerms(NamedTuple):
-    "Parts of KL(q || p) between Gaussians, in nats (F.21); each is at least 0."
+    "Parts of KL(q || p) between Gaussians, in nats (F.20); each is at least 0."
     centre: float  # distance of the means in units of p
     shape: float   # (tr(P^-1 Q) - d + log det P - log det Q) / 2: scale, orientation and volume
 
