@@ -252,13 +252,15 @@ def why_untested(
     settings: int = 1,        # settings the criterion needs at least
     metric: str = "average",  # what the criterion is about; its chance is 0 where the table has none
 ) -> str:                     # "" where a verdict can be given
-    "Reason why the scores cannot carry a verdict: three seeds, enough settings, and a best setting above chance are needed."
+    "Reason why the scores cannot carry a verdict: too few seeds or settings, all of them at chance, or most of them at the Bayes-optimal score."
     scores = table[table.metric == metric]
     if seeds < 3: return f"{seeds} of at least 3 seeds in this profile"
     if len(scores) < settings: return f"{len(scores)} of at least {settings} settings in this profile"
     best = scores.loc[scores.value.idxmax()]
     chance = best.chance if "chance" in scores else 0.0
     if not best.low > chance: return f"the model scores at the floor: best {metric} {best.value:.3f} [{best.low:.3f}, {best.high:.3f}], chance {chance:.3f}"
+    top = scores.value >= 0.99 * scores.bayes if "bayes" in scores else scores.value > math.inf
+    if settings > 1 and top.mean() > 0.5: return f"the model scores at the ceiling: {top.sum()} of {len(scores)} settings are within 1 % of the Bayes-optimal {metric}, so none can be told from another"
     return ""
 
 # %% ../nbs/43_sweep.ipynb #69f8f616
