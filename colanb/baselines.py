@@ -164,7 +164,9 @@ class NoiseLevels(nn.Module):
         "Move the bins that were visited towards what was seen there."
         if not self.learned: return
         bin = ((self.edges[0] - logsnr) / (self.edges[0] - self.edges[-1]) * self.bins).long().clamp(0, self.bins - 1)
-        for i, value in zip(bin, integrand): self.height[i] += rate * (value**2 - self.height[i])
+        count = torch.zeros_like(self.height).index_add_(0, bin, torch.ones_like(integrand))
+        total = torch.zeros_like(self.height).index_add_(0, bin, integrand.float() ** 2)
+        self.height += (1 - (1 - rate) ** count) * (total / count.clamp(min=1) - self.height)
 
 # %% ../nbs/33_baselines.ipynb #a82a3e61
 class Plaid(Baseline):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['testbed_of', 'items_of', 'row', 'outcomes_of', 'score_tasks', 'write_texts', 'is_story', 'judge_texts', 'story_nats',
-           'rank_options', 'reconstruction', 'trace_texts', 'run_sweep', 'score_baseline', 'publish_logs', 'read_logs',
-           'read_results', 'estimate_rows', 'summarise', 'why_untested', 'Verdict', 'write_verdicts', 'read_verdicts',
-           'interval_text', 'markdown_table']
+           'rank_options', 'reconstruction', 'trace_texts', 'score_sampler', 'run_sweep', 'score_baseline',
+           'publish_logs', 'read_logs', 'read_results', 'estimate_rows', 'summarise', 'why_untested', 'Verdict',
+           'write_verdicts', 'read_verdicts', 'interval_text', 'markdown_table']
 
 # %% ../nbs/43_sweep.ipynb #1e0b8085
 import copy
@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from .baselines import Baseline, make_sampler, text_likelihood
-from .config import ROOT, Config, DataConfig, Profile, RunConfig, SampleConfig, stream
+from .config import ROOT, Config, DataConfig, Profile, RunConfig, SampleConfig, TaskConfig, stream
 from .data import Corpus, Tokenizer
 from .estimators import Estimate, mean_interval, seeds_by_items
 from .flow import ColaDLM, interpolate
@@ -161,6 +161,13 @@ def trace_texts(model: ColaDLM, tokenizer: Tokenizer, config: SampleConfig, bloc
         traces.append(steps)
     return traces
 
+# %% ../nbs/43_sweep.ipynb #6c0bab97
+def score_sampler(tasks: TaskConfig, sampler: Sampler, items: dict[str, list[Item]], testbed: Testbed | None, texts: int, seed: int, setting: dict) -> list[dict]:
+    "Tasks and, of a language that can judge them, `texts` unconditional texts."
+    rows = score_tasks(sampler, items, tasks.batch_size, tasks.rule, seed, setting)
+    if testbed is None or texts == 0: return rows
+    return rows + judge_texts(write_texts(sampler, texts, tasks.text_tokens, tasks.batch_size, seed), testbed, seed, setting)
+
 # %% ../nbs/43_sweep.ipynb #31182d17
 def run_sweep(
     profile: Profile,
@@ -177,17 +184,18 @@ def run_sweep(
     texts = profile.tasks.texts if sweep.texts is None else sweep.texts
     for setting in tqdm(sweep.settings, desc=f"{slug} seed {seed}", unit="setting"):
         sampler = make_sampler(model, tokenizer, run.sample.replace(**setting))
-        rows += score_tasks(sampler, items, profile.tasks.batch_size, profile.tasks.rule, seed, setting)
-        if testbed and texts: rows += judge_texts(write_texts(sampler, texts, profile.tasks.text_tokens, profile.tasks.batch_size, seed), testbed, seed, setting)
+        rows += score_sampler(profile.tasks, sampler, items, testbed, texts, seed, setting)
     return pd.DataFrame(rows)
 
 # %% ../nbs/43_sweep.ipynb #4e83b226
 def score_baseline(profile: Profile, seed: int, run: RunConfig, model: Baseline, corpus: Corpus, draws: int = 16) -> pd.DataFrame:
-    "All that is measured of one seed of a baseline: `sweeps.results`, stories against the language, and options ranked by an exact likelihood."
-    tables, tasks, testbed = [run_sweep(profile, "results", seed, run, model, corpus)], profile.tasks, testbed_of(run)
-    if testbed and tasks.texts: tables.append(pd.DataFrame(story_nats(model, corpus.tokenizer, run.data, testbed, tasks.texts, draws, seed)))
-    if model.exact: tables.append(pd.DataFrame(rank_options(model, corpus.tokenizer, items_of(profile, run), draws, seed)))
-    return pd.concat(tables, ignore_index=True)
+    "One seed of a baseline by the run's own sampling: what `sweeps.results` asks of the main run, stories against the language, and options ranked if that is exact."
+    sweep, tasks, testbed, tokenizer = profile.sweep("results"), profile.tasks, testbed_of(run), corpus.tokenizer
+    items, texts = items_of(profile, run, sweep.names, sweep.items), tasks.texts if sweep.texts is None else sweep.texts
+    rows = score_sampler(tasks, make_sampler(model, tokenizer, run.sample), items, testbed, texts, seed, {})
+    if testbed and texts: rows += story_nats(model, tokenizer, run.data, testbed, texts, draws, seed)
+    if model.exact: rows += rank_options(model, tokenizer, items, draws, seed)
+    return pd.DataFrame(rows)
 
 # %% ../nbs/43_sweep.ipynb #b50a575b
 def publish_logs(run: str, vae: str | None, out: Path) -> pd.DataFrame:  # run, the run whose VAE it used (None: a baseline), data/results/train/<run>

@@ -6,12 +6,12 @@ import torch
 from ruamel.yaml import YAML
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from colanb.baselines import ARSampler, BaselineSampler, load_sampler, make_baseline, model_size, save_baseline
-from colanb.config import BaselineConfig, Profile, RunConfig, SampleConfig
+from colanb.baselines import ARSampler, BaselineSampler, baseline_loss, load_sampler, make_baseline, model_size, save_baseline
+from colanb.config import BaselineConfig, Profile, RunConfig, SampleConfig, TrainConfig, stream
 from colanb.data import word_tokenizer
 from colanb.flow import ColaDLM
 from colanb.sample import Sampler
-from colanb.train import save_model
+from colanb.train import fit, save_model
 
 PARAMS = YAML(typ="safe").load((Path(__file__).resolve().parents[1] / "params.yaml").read_text())
 PROFILES = {name: value for name, value in PARAMS.items() if name != "profile"}
@@ -95,3 +95,18 @@ def test_one_entry_opens_every_family(tmp_path):
         assert isinstance(sampler, Sampler) and isinstance(sampler, BaselineSampler) == (family != "cola")
         assert run.name == family and sampler.config.max_new_tokens == 3 and len(sampler.generate(["a b", ""])) == 2
     with pytest.raises(ValueError, match="cannot generate"): load_sampler(tmp_path / "vae")
+
+
+@pytest.mark.parametrize("family", ["llada", "plaid"])
+def test_resumed_run_is_the_same_run(family, tmp_path):
+    "Weights and Plaid's noise levels after a stop in between are those of a run without one."
+    class Tokens:
+        def __getitem__(self, step): return torch.randint(1, 20, (4, 8), generator=stream("tokens", step))
+    config, models = TrainConfig(steps=9, batch_size=4, warmup=1, save_every=3), []
+    for name, stops in (("whole", [9]), ("parts", [5, 9])):
+        for stop in stops:
+            torch.manual_seed(0)
+            model = make_baseline(BaselineConfig(family=family, vocab_size=20, width=16, layers=1, heads=2, intermediate=16, clean_prefix=0.5))
+            fit(model, baseline_loss, Tokens(), config, tmp_path / name, seed=0, until=stop)
+        models.append(model)
+    for (name, whole), (_, parts) in zip(*(m.state_dict().items() for m in models)): assert torch.equal(whole, parts), name
