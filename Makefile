@@ -30,7 +30,7 @@ drift: .venv  ## check that colanb/ and README.md are what the notebooks give
 	$(VENV) python -m pytest -q tests/test_export.py -k drift
 
 smoke: .venv  ## the whole pipeline in its micro profile, in a temporary copy
-	$(VENV) python .ci/smoke
+	$(VENV) python .ci/smoke $(SMOKE)
 
 bench: .venv  ## measure the speed into data/results/speed, under 8 minutes on two idle cores
 	$(VENV) python -m colanb.bench
