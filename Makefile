@@ -29,7 +29,7 @@ test: .venv drift  ## export drift, notebook tests, tests/
 drift: .venv  ## check that colanb/ and README.md are what the notebooks give
 	$(VENV) python -m pytest -q tests/test_export.py -k drift
 
-smoke: .venv  ## the whole pipeline in its micro profile, in a temporary copy
+smoke: .venv  ## the pipeline in its micro profile, in a temporary copy (SMOKE=--theory: with the theory)
 	$(VENV) python .ci/smoke $(SMOKE)
 
 bench: .venv  ## measure the speed into data/results/speed, under 8 minutes on two idle cores

@@ -12,9 +12,7 @@ __all__ = ['SignLatents', 'sign_information', 'gaussian_information', 'factor_in
 
 # %% ../nbs/49_analytic.ipynb #eef862d4
 import math
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +26,7 @@ from torch.nn import functional as F
 from .config import Config, TrainConfig, stream
 from .estimators import Estimate, mean_interval
 from .flow import Loss, time_of_logsnr
+from .sample import solver_step
 from .train import fit
 
 # %% ../nbs/49_analytic.ipynb #694fe312
@@ -208,8 +207,7 @@ def train_fields(
     if len(loc) != fields.fields: raise ValueError(f"{len(loc)} locs for {fields.fields} fields")
     config = TrainConfig(steps=steps, batch_size=batch, lr=lr, lr_start=0.0, lr_end=0.0, warmup=20, weight_decay=0.0, clip=1e9,
                          log_every=steps, save_every=steps)
-    with tempfile.TemporaryDirectory() as scratch:
-        fit(fields, field_loss(draw, loc, scale, batch), [torch.ones(1, 1, dtype=torch.long)] * steps, config, Path(scratch), seed, label=label)
+    fit(fields, field_loss(draw, loc, scale, batch), [torch.ones(1, 1, dtype=torch.long)] * steps, config, None, seed, label=label)
     return fields.requires_grad_(False)
 
 # %% ../nbs/49_analytic.ipynb #a8cba0f4
@@ -222,10 +220,11 @@ def transport(
 ) -> Float[Tensor, "f b d"]:                       # z0
     "Euler steps from t=1 to 0, even in logSNR from -14 to 10 and a last one to t=0."
     times = torch.cat([torch.ones(1), torch.sigmoid(torch.linspace(7, -5, steps)), torch.zeros(1)]).tolist()
-    z = z1
-    for now, after in zip(times, times[1:]):
+    def velocity(z: Tensor, now: float) -> Tensor:
         t = torch.full((*z.shape[:2], 1), min(now, 1 - 1e-4))
-        z = z + (after - now) * fields(z, t, context(t[0, 0, 0].item()))
+        return fields(z, t, context(t[0, 0, 0].item()))
+    z = z1
+    for now, after in zip(times, times[1:]): z = solver_step(velocity, z, now, after)
     return z
 
 # %% ../nbs/49_analytic.ipynb #92641fa4
@@ -453,9 +452,7 @@ def path_gap(
     times = torch.linspace(1, 0, steps + 1, dtype=z1.dtype)
     def follow(field: Callable) -> Tensor:
         rows = [z1]
-        for now, after in zip(times, times[1:]):
-            slope = field(rows[-1], now)
-            rows.append(rows[-1] + (after - now) * (slope + field(rows[-1] + (after - now) * slope, after)) / 2)
+        for now, after in zip(times, times[1:]): rows.append(solver_step(field, rows[-1], now, after, "heun"))
         return torch.stack(rows)
     right, taken = follow(ideal), follow(biased)
     bias = torch.stack([(biased(z, t) - ideal(z, t)).abs() for z, t in zip(taken, times)])

@@ -180,16 +180,15 @@ def _tiled(q: Tensor, k: Tensor, v: Tensor, n: int, block_size: int, packed: boo
 def _tiled_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
                     n: int, block_size: int, packed: bool, noisy_only: bool) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
-    sight, fresh = Visibility(n, block_size, packed, noisy_only), True
-    for tile in reversed(tiles(sight, q.dtype)):   # the last one sees all keys
+    sight = Visibility(n, block_size, packed, noisy_only)
+    for i, tile in enumerate(reversed(tiles(sight, q.dtype))):   # the last tile sees all keys and comes first
         g, query, o, l = (_take(x, tile.rows) for x in (grad, q, out, lse))
         keys, values = (x[:, :tile.end].transpose(1, 2) for x in (k, v))
         part, *shared = _flash_backward(g, query, keys, values, o, l, 0.0, False, attn_mask=tile.bias)
         _put(dq, tile.rows, part)
         for whole, add in zip((dk, dv), shared):
-            if fresh: whole[:, :tile.end] = add.transpose(1, 2)
+            if i == 0: whole[:, :tile.end] = add.transpose(1, 2)
             else: whole[:, :tile.end] += add.transpose(1, 2)
-        fresh = False
     if not packed: return dq, dk, dv
     size, bias = window(sight, q.dtype)
     parts = _flash_backward(*(_windows(x, n, size) for x in (grad, q, k, v, out, lse)), 0.0, False, attn_mask=bias)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -30,8 +30,8 @@ from .config import BaselineConfig, RunConfig, SampleConfig, pick_device, stream
 from .data import Corpus, Tokenizer
 from .flow import ColaDLM, Loss, stage1_loss, stage2_loss
 from .layers import Modulation, TimeEmbedding, Times
-from .sample import BlockState, Sampler, choose_tokens
-from .train import fit, load_model, scratch_folder, tensors_of, validation
+from .sample import BlockState, Sampler, begin_states, choose_tokens
+from .train import fit, load_model, scratch_folder, validation, write_folder
 from .trunk import Trunk, TrunkConfig, make_norm, use
 from .vae import Encoder
 
@@ -311,11 +311,6 @@ class BaselineSampler(Sampler):
         self.model, self.tokenizer, self.config = model.eval(), tokenizer, config
         self.stop_ids = getattr(tokenizer, "stop_ids", {tokenizer.eos_id})
 
-    def begin(self, prompts: list[str], seeds: list[int] | None) -> tuple[list[BlockState], list[list[int]]]:
-        "States and token ids of the prompts."
-        if seeds is not None and len(seeds) != len(prompts): raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts")
-        return [BlockState(i, i if seeds is None else seeds[i], 0) for i in range(len(prompts))], [self.tokenizer.encode(p) for p in prompts]
-
     def canvas(self, ids: list[list[int]], room: int) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b"], Bool[Tensor, "b l"] | None]:
         "Prompts with `room` masks behind each, where those start, and what is no padding (None: there is none)."
         start, device = torch.tensor([len(x) for x in ids]), next(self.model.parameters()).device
@@ -344,7 +339,7 @@ class ARSampler(BaselineSampler):
     @torch.no_grad()
     def blocks(self, prompts: list[str], seeds: list[int] | None = None, on_step: None = None) -> Iterator[list[BlockState]]:
         "Yield the states of all prompts after each token, until all have stopped."
-        states, ids = self.begin(prompts, seeds)
+        states, ids = begin_states(prompts, seeds), [self.tokenizer.encode(p) for p in prompts]
         rows, start, _ = self.canvas([[self.model.config.vocab_size, *x] for x in ids], 0)
         cache, live = self.model.trunk.cache(len(ids), rows.shape[1] + self.config.max_new_tokens), list(states)
         logits = self.model(rows, cache)[torch.arange(len(ids)), start - 1]
@@ -371,7 +366,7 @@ class LLaDASampler(BaselineSampler):
     @torch.no_grad()
     def blocks(self, prompts: list[str], seeds: list[int] | None = None, on_step: None = None) -> Iterator[list[BlockState]]:
         "Yield the states of all prompts after each block, until all have stopped."
-        states, ids = self.begin(prompts, seeds)
+        states, ids = begin_states(prompts, seeds), [self.tokenizer.encode(p) for p in prompts]
         room, live = self.config.max_new_tokens, list(states)
         rows, start, seen = self.canvas(ids, room)
         size = self.model.config.block_size or room
@@ -410,7 +405,7 @@ class PlaidSampler(BaselineSampler):
     @torch.no_grad()
     def blocks(self, prompts: list[str], seeds: list[int] | None = None, on_step: None = None) -> Iterator[list[BlockState]]:
         "Yield the states of all prompts when they are finished."
-        states, ids = self.begin(prompts, seeds)
+        states, ids = begin_states(prompts, seeds), [self.tokenizer.encode(p) for p in prompts]
         room = self.config.max_new_tokens
         rows, start, seen = self.canvas(ids, room)
         at = start[:, None] + torch.arange(room, device=start.device)
@@ -476,10 +471,7 @@ def train_baseline(
 # %% ../nbs/33_baselines.ipynb #b9cde842
 def save_baseline(folder: Path, model: Baseline, run: RunConfig, tokenizer: Tokenizer) -> None:
     "Write a model folder."
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors_of(model), folder / "baseline.safetensors")
-    tokenizer.save(folder / "tokenizer.json")
-    (folder / "run.json").write_text(run.model_dump_json(indent=1))
+    write_folder(folder, {"baseline": model}, run, tokenizer)
 
 # %% ../nbs/33_baselines.ipynb #0bde6d4d
 def load_baseline(folder: Path, device: str = "cpu") -> tuple[RunConfig, Baseline, Tokenizer]:
@@ -593,10 +585,10 @@ def flops_per_token(
     return found
 
 # %% ../nbs/33_baselines.ipynb #327f0e1b
-def training_flops(run: RunConfig, vocab_size: int) -> float:
+def training_flops(run: RunConfig, per_token: dict[str, float]) -> float:  # of `flops_per_token`
     "FLOPs of all steps of all stages of the run."
     steps = {"vae": run.stage1, "prior": run.stage2, "baseline": run.stage2}
-    return sum(flops * steps[stage].steps * steps[stage].batch_size * run.data.seq_len for stage, flops in flops_per_token(run, vocab_size).items())
+    return sum(flops * steps[stage].steps * steps[stage].batch_size * run.data.seq_len for stage, flops in per_token.items())
 
 # %% ../nbs/33_baselines.ipynb #fa7e48ba
 def generation_flops(
@@ -619,7 +611,7 @@ def cost_table(
     "Sizes, and FLOPs per token of training (last stage), of all training, and per generated token; weights do not matter, so models are untrained."
     words, rows = tokenizer.vocab_size, []
     for run in runs:
-        stage, _, model, _ = stage_losses(run, words)[-1]
-        rows.append({"train_token": flops_per_token(run, words)[stage], "train": training_flops(run, words),
+        (stage, _, model, _), spent = stage_losses(run, words)[-1], flops_per_token(run, words)
+        rows.append({"train_token": spent[stage], "train": training_flops(run, spent),
                      "new_token": generation_flops(make_sampler(model, tokenizer, run.sample), prompts)})
     return pd.concat([size_table(runs, words), pd.DataFrame(rows)], axis=1)

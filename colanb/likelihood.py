@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ODEConfig', 'draw_probes', 'trace_terms', 'Density', 'worst_row', 'integrate', 'carry', 'flow_log_prob',
-           'flow_sample', 'mixture_velocity', 'mixture_log_prob', 'LatentModel', 'each_draw', 'LogWeights',
-           'log_weights', 'Likelihood', 'likelihood', 'iwae_at', 'LinearGaussian', 'Parts', 'decompose', 'Conditional',
+           'flow_sample', 'MixturePath', 'LatentModel', 'each_draw', 'LogWeights', 'log_weights', 'Likelihood',
+           'likelihood', 'iwae_at', 'LinearGaussian', 'aggregated_log_density', 'Parts', 'decompose', 'Conditional',
            'conditional', 'perplexity', 'Texts', 'History', 'TextScorer', 'split_log_prob', 'KnownText', 'known_texts',
            'score_texts', 'price_list']
 
@@ -33,6 +33,7 @@ from .estimators import Estimate, bootstrap_interval
 from .flow import ColaDLM
 from .sample import sees_padding
 from .testbed import Testbed
+from .vae import Posterior
 
 # %% ../nbs/44_likelihood.ipynb #89227076
 class ODEConfig(Config):
@@ -146,30 +147,48 @@ def flow_sample(
     return carry(velocity, z1, ode, generator, free, backward=True)
 
 # %% ../nbs/44_likelihood.ipynb #5b39d9c7
-def mixture_velocity(
-    weights: Float[Tensor, "c"],   # shares of the components
-    means: Float[Tensor, "c d"],
-    sds: Float[Tensor, "c"],       # each component is isotropic
-) -> Callable[[Tensor, Tensor], Tensor]:
-    "The exact velocity of the linear path from a Gaussian mixture (t=0) to N(0, I) (t=1)."
-    def velocity(z: Float[Tensor, "b d"], t: Float[Tensor, ""]) -> Float[Tensor, "b d"]:
-        variance = (1 - t) ** 2 * sds**2 + t**2                                   # (c)
-        away = z[:, None] - (1 - t) * means                                       # (b, c, d)
-        share = (weights.log() - 0.5 * (away.square().sum(-1) / variance + z.shape[1] * variance.log())).softmax(-1)
-        each = ((t - (1 - t) * sds**2) / variance)[:, None] * away - means
-        return (share[..., None] * each).sum(1)
-    return velocity
+class MixturePath(NamedTuple):
+    "The linear path from a mixture of round Gaussians (t=0) to N(0, I) (t=1); `t` is a number, or one per row of `z`."
+    weights: Float[Tensor, "k"]
+    means: Float[Tensor, "k d"]
+    sd: float | Float[Tensor, "k"]  # standard deviation at t=0, of all components or of each
 
-# %% ../nbs/44_likelihood.ipynb #bb3f86e7
-def mixture_log_prob(
-    weights: Float[Tensor, "c"],
-    means: Float[Tensor, "c d"],
-    sds: Float[Tensor, "c"],
-    z: Float[Tensor, "b d"],
-) -> Float[Tensor, "b"]:
-    "log density of the mixture in nats."
-    square = (z[:, None] - means).square().sum(-1) / sds**2
-    return (weights.log() - 0.5 * (square + z.shape[1] * (2 * math.pi * sds**2).log())).logsumexp(-1)
+    def _parts(self, z: Float[Tensor, "b d"], t: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        "Column of times, variances there, and log w_k N(z; (1-t) m_k, c_k I)."
+        t = torch.as_tensor(t, dtype=z.dtype).reshape(-1, 1)
+        variance = ((1 - t) * self.sd) ** 2 + t**2
+        square = z.square().sum(-1, keepdim=True) - 2 * (1 - t) * (z @ self.means.T) + (1 - t) ** 2 * self.means.square().sum(-1)
+        return t, variance, self.weights.log() - 0.5 * (square.clamp(min=0) / variance + z.shape[1] * (2 * math.pi * variance).log())
+
+    def _mean(self, z: Float[Tensor, "b d"], t: Tensor, logs: Tensor, slope: Tensor, sign: int) -> Float[Tensor, "b d"]:
+        "E[sign * m_k + slope_k (z - (1-t) m_k) | z_t = z]."
+        share = logs.softmax(-1)
+        pull = share * slope
+        return sign * share @ self.means + pull.sum(-1, keepdim=True) * z - (1 - t) * (pull @ self.means)
+
+    def log_density(self, z: Float[Tensor, "b d"], t: float | Tensor = 0.0) -> Float[Tensor, "b"]:
+        "log p_t(z) in nats."
+        return self._parts(z, t)[2].logsumexp(-1)
+
+    def responsibilities(self, z: Float[Tensor, "b d"], t: float | Tensor = 0.0) -> Float[Tensor, "b k"]:
+        "p(component | z_t = z)."
+        return self._parts(z, t)[2].softmax(-1)
+
+    def denoise(self, z: Float[Tensor, "b d"], t: float | Tensor) -> Float[Tensor, "b d"]:
+        "E[z_0 | z_t = z]."
+        t, variance, logs = self._parts(z, t)
+        return self._mean(z, t, logs, (1 - t) * self.sd**2 / variance, 1)
+
+    def velocity(self, z: Float[Tensor, "b d"], t: float | Tensor) -> Float[Tensor, "b d"]:
+        "E[z_1 - z_0 | z_t = z]."
+        t, variance, logs = self._parts(z, t)
+        return self._mean(z, t, logs, (t - (1 - t) * self.sd**2) / variance, -1)
+
+    def sample(self, n: int, generator: torch.Generator) -> tuple[Float[Tensor, "n d"], Int[Tensor, "n"]]:  # z_0 and its component
+        "Draw from the data end."
+        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        sd = torch.as_tensor(self.sd, dtype=self.means.dtype).expand(len(self.weights))[k, None]
+        return self.means[k] + sd * torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype), k
 
 # %% ../nbs/44_likelihood.ipynb #ce6f0eca
 class LatentModel(Protocol):
@@ -305,6 +324,20 @@ class LinearGaussian:
 
     @staticmethod
     def _normal(e: Tensor) -> Tensor: return -0.5 * (e.square() + math.log(2 * math.pi)).sum(-1)
+
+# %% ../nbs/44_likelihood.ipynb #595b8fb9
+def aggregated_log_density(
+    q: Posterior,                                     # posteriors (k, d) that are mixed
+    log_weights: Float[Tensor, "k"] | None = None,    # None: all alike
+    chunk: int = 500,                                 # points per pass
+) -> Callable[[Float[Tensor, "m d"]], Float[Tensor, "m"]]:
+    "log of the mixture of posteriors, by two products for all pairs."
+    precision = (-q.logvar).exp()
+    constant = -0.5 * ((precision * q.mean.square()).sum(-1) + (q.logvar + math.log(2 * math.pi)).sum(-1))
+    constant = constant + (-math.log(len(q.mean)) if log_weights is None else log_weights)
+    def log_density(z: Float[Tensor, "m d"]) -> Float[Tensor, "m"]:
+        return torch.cat([(constant + part @ (precision * q.mean).T - 0.5 * part.square() @ precision.T).logsumexp(-1) for part in z.split(chunk)])
+    return log_density
 
 # %% ../nbs/44_likelihood.ipynb #187d882f
 class Parts(NamedTuple):

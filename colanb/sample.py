@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['solver_step', 'filter_logits', 'choose_tokens', 'Prefix', 'sees_padding', 'encode_prompts', 'solver_times',
            'solver_table', 'BlockField', 'hold_prefix', 'renoise', 'transport_block', 'noise_stream', 'Generation',
-           'BlockState', 'Sampler']
+           'BlockState', 'begin_states', 'Sampler']
 
 # %% ../nbs/32_sample.ipynb #cf328573
 import re
@@ -215,6 +215,12 @@ class BlockState:
         self.latents: list[Tensor] = []
         self.done = False
 
+# %% ../nbs/32_sample.ipynb #69055ee4
+def begin_states(prompts: list[str], seeds: list[int] | None, offsets: list[int] | None = None) -> list[BlockState]:
+    "Fresh states, with seeds 0, 1, ... and offsets 0 where none are given; `ValueError` unless there are as many seeds as prompts."
+    if seeds is not None and len(seeds) != len(prompts): raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts")
+    return [BlockState(i, i if seeds is None else seeds[i], offsets[i] if offsets else 0) for i in range(len(prompts))]
+
 # %% ../nbs/32_sample.ipynb #1be1bfff
 class Sampler:
     "Generates continuations with a VAE, a DiT and a tokenizer."
@@ -267,10 +273,9 @@ class Sampler:
         "Yield the states of all prompts after each block, until all have stopped."
         config, s, p = self.config, self.dit.config.block_size, self.vae.config.patch_size
         release = config.compat == "release"
-        if seeds is not None and len(seeds) != len(prompts): raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts")
         ids = [self.tokenizer.encode(prompt) for prompt in prompts]
         prefix = encode_prompts(self.vae, ids, s, self.tokenizer.pad_id, config.first_block)
-        states = [BlockState(i, i if seeds is None else seeds[i], int(prefix.offset[i])) for i in range(len(prompts))]
+        states = begin_states(prompts, seeds, prefix.offset.tolist())
         rounds = -(-(config.max_new_tokens + (0 if release else int(prefix.offset.max()))) // (s * p))
         caches = self.prefill(prefix, (int(prefix.blocks.max()) + rounds) * s)
         live, known, pinned, table = list(states), prefix.known, prefix.pinned, solver_table(self.dit, config)

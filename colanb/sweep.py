@@ -267,8 +267,9 @@ def why_untested(
     best = scores.loc[scores.value.idxmax()]
     chance = best.chance if "chance" in scores else 0.0
     if not best.low > chance: return f"the model scores at the floor: best {metric} {best.value:.3f} [{best.low:.3f}, {best.high:.3f}], chance {chance:.3f}"
-    top = scores.value >= 0.99 * scores.bayes if "bayes" in scores else scores.value > math.inf
-    if settings > 1 and top.mean() > 0.5: return f"the model scores at the ceiling: {top.sum()} of {len(scores)} settings are within 1 % of the Bayes-optimal {metric}, so none can be told from another"
+    if settings == 1 or "bayes" not in scores: return ""
+    top = scores.value >= 0.99 * scores.bayes
+    if top.mean() > 0.5: return f"the model scores at the ceiling: {top.sum()} of {len(scores)} settings are within 1 % of the Bayes-optimal {metric}, so none can be told from another"
     return ""
 
 # %% ../nbs/43_sweep.ipynb #69f8f616

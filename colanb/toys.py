@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['entropy', 'kl', 'TableModel', 'ElboTerms', 'elbo_terms', 'random_model', 'gaussian_kl', 'LinearVAE', 'random_linear',
-           'linear_terms', 'linear_weights', 'MixturePath', 'to_data', 'ring', 'VelocityNet', 'fm_draw', 'fm_errors',
-           'descend', 'fit_velocity', 'field_error', 'TiltedGaussian', 'Source', 'toy_language', 'fixed_plan',
-           'list_source', 'draw_source', 'toy_source', 'consistent_texts', 'draw_tokens', 'masked_texts',
-           'masked_bound', 'token_code', 'factor_code', 'nearest_words', 'continuous_texts', 'count_valid',
-           'recovery_bound', 'Coded', 'coded_terms', 'LatentCode', 'reading_costs', 'encode_texts', 'fit_code',
-           'code_terms', 'codebook', 'groups_of', 'random_table', 'markov_excess', 'markov_fit', 'learned_risks',
-           'random_source', 'Burden', 'burden', 'fit_vae', 'vae_terms']
+           'linear_terms', 'linear_weights', 'to_data', 'ring', 'VelocityNet', 'fm_draw', 'fm_errors', 'descend',
+           'fit_velocity', 'field_error', 'TiltedGaussian', 'Source', 'toy_language', 'fixed_plan', 'list_source',
+           'draw_source', 'toy_source', 'consistent_texts', 'draw_tokens', 'masked_texts', 'masked_bound', 'token_code',
+           'factor_code', 'nearest_words', 'continuous_texts', 'count_valid', 'recovery_bound', 'Coded', 'coded_terms',
+           'LatentCode', 'reading_costs', 'encode_texts', 'fit_code', 'code_terms', 'codebook', 'groups_of',
+           'random_table', 'markov_excess', 'markov_fit', 'learned_risks', 'random_source', 'Burden', 'burden',
+           'fit_vae', 'vae_terms']
 
 # %% ../nbs/48_toys.ipynb #aaefca64
 import math
@@ -26,10 +26,12 @@ from torch import Tensor, nn
 
 from .config import FlowConfig, TrainConfig, VAEConfig, stream
 from .estimators import Estimate, mean_interval
-from .flow import ColaDLM, interpolate, stage1_loss
+from .flow import ColaDLM, Loss, interpolate, stage1_loss
+from .likelihood import MixturePath, aggregated_log_density
 from .sample import solver_step
 from .testbed import Language, Testbed
-from .train import lr_factor
+from .train import fit
+from .vae import Posterior
 
 # %% ../nbs/48_toys.ipynb #89a36707
 def entropy(p: Float[np.ndarray, "*b k"]) -> Float[np.ndarray, "*b"]:  # distributions along the last axis
@@ -127,45 +129,6 @@ def linear_weights(vae: LinearVAE, n: int, rng: np.random.Generator) -> Float[np
     gauss = lambda r, cov: -0.5 * (np.einsum("ni,ij,nj->n", r, np.linalg.inv(cov), r) + np.linalg.slogdet(cov)[1] + len(cov) * math.log(2 * math.pi))
     return gauss(x - z @ w.T, s**2 * np.eye(len(c))) + gauss(z, np.eye(len(v))) - gauss(noise, v)
 
-# %% ../nbs/48_toys.ipynb #2d6ff23f
-class MixturePath(NamedTuple):
-    "The linear path from a mixture of equal round Gaussians to N(0, I); `t` is a number, or one per row of `z`."
-    weights: Float[Tensor, "k"]
-    means: Float[Tensor, "k d"]
-    sd: float                      # sigma_0, standard deviation of each component at t=0
-
-    def _parts(self, z: Float[Tensor, "b d"], t: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        "Column of times, variance there, and log w_k N(z; (1-t) m_k, c_t I)."
-        t = torch.as_tensor(t, dtype=z.dtype).reshape(-1, 1)
-        variance = ((1 - t) * self.sd) ** 2 + t**2
-        square = z.square().sum(-1, keepdim=True) - 2 * (1 - t) * (z @ self.means.T) + (1 - t) ** 2 * self.means.square().sum(-1)
-        return t, variance, self.weights.log() - 0.5 * (square.clamp(min=0) / variance + z.shape[1] * (2 * math.pi * variance).log())
-
-    def log_density(self, z: Float[Tensor, "b d"], t: float | Tensor = 0.0) -> Float[Tensor, "b"]:
-        "log p_t(z) in nats."
-        return self._parts(z, t)[2].logsumexp(-1)
-
-    def responsibilities(self, z: Float[Tensor, "b d"], t: float | Tensor = 0.0) -> Float[Tensor, "b k"]:
-        "p(component | z_t = z)."
-        return self._parts(z, t)[2].softmax(-1)
-
-    def denoise(self, z: Float[Tensor, "b d"], t: float | Tensor) -> Float[Tensor, "b d"]:
-        "E[z_0 | z_t = z]."
-        t, variance, logs = self._parts(z, t)
-        mean = logs.softmax(-1) @ self.means
-        return mean + (1 - t) * self.sd**2 / variance * (z - (1 - t) * mean)
-
-    def velocity(self, z: Float[Tensor, "b d"], t: float | Tensor) -> Float[Tensor, "b d"]:
-        "E[z_1 - z_0 | z_t = z]."
-        t, variance, logs = self._parts(z, t)
-        mean = logs.softmax(-1) @ self.means
-        return (t - (1 - t) * self.sd**2) / variance * (z - (1 - t) * mean) - mean
-
-    def sample(self, n: int, generator: torch.Generator) -> tuple[Float[Tensor, "n d"], Int[Tensor, "n"]]:  # z_0 and its component
-        "Draw from the data end."
-        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        return self.means[k] + self.sd * torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype), k
-
 # %% ../nbs/48_toys.ipynb #ac8dc659
 def to_data(
     velocity: Callable[[Tensor, float], Tensor],
@@ -214,10 +177,10 @@ def fm_errors(velocity: Callable[[Tensor, Tensor], Tensor], path: MixturePath, n
 # %% ../nbs/48_toys.ipynb #0da17e75
 def descend(module: nn.Module, loss: Callable[[int], Tensor], steps: int, lr: float) -> None:  # step -> loss of a fresh batch
     "Minimise a loss by Adam with a short warm-up and cosine decay to zero."
-    optimizer, schedule = torch.optim.Adam(module.parameters()), TrainConfig(steps=steps, lr=lr, lr_end=0.0, warmup=min(50, steps - 1))
-    for step in range(steps):
-        for group in optimizer.param_groups: group["lr"] = lr * lr_factor(step, schedule)
-        optimizer.zero_grad(); loss(step).backward(); optimizer.step()
+    config = TrainConfig(steps=steps, batch_size=1, lr=lr, lr_end=0.0, warmup=min(50, steps - 1), betas=(0.9, 0.999), weight_decay=0.0, clip=1e9,
+                         log_every=steps, save_every=steps)
+    numbers = torch.arange(steps).view(-1, 1, 1)                   # the batch of a step is its number
+    fit(module, lambda module, step, valid, generator: Loss(loss(int(step)), {}), numbers, config, None, seed=0, label="toy")
     module.eval()
 
 # %% ../nbs/48_toys.ipynb #a8327c9f
@@ -608,13 +571,10 @@ def vae_terms(model: ColaDLM, source: Source, n: int, generator: torch.Generator
     tokens, p = torch.tensor(source.tokens), torch.tensor(source.p)
     with torch.no_grad():
         q, k = model.vae.encode(tokens), torch.multinomial(p, n, replacement=True, generator=generator)
-        own = type(q)(q.mean[k], q.logvar[k])
+        own = Posterior(q.mean[k], q.logvar[k])
         z = own.sample(generator)
         logits = model.vae.decode(z).log_softmax(-1)
         cost = -logits.gather(-1, tokens[k][..., None]).sum((1, 2))
-        precision = (-q.logvar).exp().flatten(1)                     # (x, n*d): all texts' log q(z|x) by two products
-        mean, flat = q.mean.flatten(1), z.flatten(1)
-        square = flat.square() @ precision.T - 2 * flat @ (precision * mean).T + (precision * mean.square()).sum(-1)
-        each = -0.5 * (square + (q.logvar + math.log(2 * math.pi)).flatten(1).sum(-1))
-        rate = own.log_prob(z).sum(-1) - (each + p.log()).logsumexp(-1)
+        aggregate = aggregated_log_density(Posterior(q.mean.flatten(1), q.logvar.flatten(1)), p.log())
+        rate = own.log_prob(z).sum(-1) - aggregate(z.flatten(1))
     return tuple(mean_interval(v.tolist(), unit="nats/text") for v in (rate, cost, rate + cost))

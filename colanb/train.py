@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['lr_factor', 'vae_rate', 'is_matrix', 'make_optimizers', 'set_rates', 'write_atomically', 'tensors_of',
-           'save_checkpoint', 'load_checkpoint', 'TrainingLog', 'train_step', 'fit', 'save_model', 'load_model',
-           'validation', 'scratch_folder', 'train_vae', 'train_prior']
+           'save_checkpoint', 'load_checkpoint', 'TrainingLog', 'train_step', 'fit', 'write_folder', 'save_model',
+           'load_model', 'validation', 'scratch_folder', 'train_vae', 'train_prior']
 
 # %% ../nbs/31_train.ipynb #7e66c7ca
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -151,7 +152,7 @@ def fit(
     loss_fn: Callable[..., Loss],             # (model, ids, valid, generator) -> Loss
     batches,                                  # batches[step] -> ids (b, l)
     config: TrainConfig,
-    scratch: Path,                            # folder of resume checkpoints and log.csv
+    scratch: Path | None,                     # folder of resume checkpoints and log.csv; None: nothing is kept
     seed: int,
     rates: Callable[[int], dict[str, float]] = lambda step: {}, # step -> multiplier of each part's rate; 0 freezes it
     on_eval: Callable[[nn.Module, int], dict[str, float]] | None = None,
@@ -160,6 +161,8 @@ def fit(
     until: int | None = None,                 # stop after this step (to be resumed), default config.steps
 ) -> pd.DataFrame:                            # the log
     "Train, or go on where a stopped run left off; the result is the same."
+    if scratch is None:
+        with tempfile.TemporaryDirectory() as folder: return fit(model, loss_fn, batches, config, Path(folder), seed, rates, on_eval, pad_id, label, until)
     use(model, compiled=config.compiled)
     optimizers, device = make_optimizers(model, config), next(model.parameters()).device
     state = load_checkpoint(scratch, model, optimizers) or {"step": 0, "rows": [], "window": [], "seconds": 0.0}
@@ -185,14 +188,18 @@ def fit(
             save_checkpoint(scratch, done, model, optimizers, {"rows": log.rows, "window": log.window, "seconds": time.monotonic() - began, "seed": seed})
     return log.table()
 
+# %% ../nbs/31_train.ipynb #564b0f5a
+def write_folder(folder: Path, parts: dict[str, nn.Module], run: RunConfig, tokenizer: Tokenizer) -> None:  # parts: file name -> module
+    "Write `<part>.safetensors` for each part, the tokenizer and the configuration."
+    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
+    for name, part in parts.items(): save_file(tensors_of(part), folder / f"{name}.safetensors")
+    tokenizer.save(folder / "tokenizer.json")
+    (folder / "run.json").write_text(run.model_dump_json(indent=1))
+
 # %% ../nbs/31_train.ipynb #b93fa06f
 def save_model(folder: Path, model: ColaDLM, run: RunConfig, tokenizer: Tokenizer) -> None:
     "Write a model folder."
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors_of(model.vae), folder / "vae.safetensors")
-    if model.dit is not None: save_file(tensors_of(model.dit), folder / "dit.safetensors")
-    tokenizer.save(folder / "tokenizer.json")
-    (folder / "run.json").write_text(run.model_dump_json(indent=1))
+    write_folder(folder, {"vae": model.vae} | ({"dit": model.dit} if model.dit is not None else {}), run, tokenizer)
 
 # %% ../nbs/31_train.ipynb #88ae1637
 def load_model(folder: Path, device: str = "cpu") -> tuple[RunConfig, ColaDLM, Tokenizer]:
