@@ -40,7 +40,7 @@ from .dit import DiT
 from .flow import ColaDLM, stage2_loss
 from .layers import Times
 from .sample import Sampler, encode_prompts, hold_prefix
-from .sweep import markdown_table
+from .plots import markdown_table
 from .train import make_optimizers
 from .trunk import has_compiler, use
 

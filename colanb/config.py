@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['ROOT', 'project_root', 'Config', 'DataConfig', 'VAEConfig', 'DiTConfig', 'BaselineConfig', 'FlowConfig',
-           'TrainConfig', 'SampleConfig', 'RunConfig', 'TaskConfig', 'SweepConfig', 'Profile', 'load_profile',
-           'load_run', 'stream', 'pick_device']
+           'TrainConfig', 'SampleConfig', 'vary', 'RunConfig', 'TaskConfig', 'SweepConfig', 'StudyConfig', 'Profile',
+           'load_profile', 'load_run', 'stream', 'pick_device']
 
 # %% ../nbs/00_config.ipynb #21919728
 import hashlib
 import json
 import os
+from copy import deepcopy
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -179,6 +181,7 @@ class FlowConfig(Config):
     lambda_fm: float = Field(1.0, ge=0)
     lambda_ref: float = Field(0.1, ge=0, description="weight of KL(q || q_ref), q_ref the frozen stage-1 encoder")
     detach_target: bool = Field(True, description="stop-gradient on the flow-matching target")
+    filler: float = Field(0.0, ge=0, le=1, description="patch_size > 1: share of sequences with an end of text inside a patch (section 5.3)")
     detach_noised: bool = Field(False, description="stop-gradient on the noised latents too")
 
 # %% ../nbs/00_config.ipynb #cc9b27cc
@@ -224,6 +227,21 @@ class SampleConfig(Config):
     seed: int = Field(66, ge=0, description="base seed of the noise (paper, Table 8)")
     compat: Literal["none", "release"] = Field("none", description="release: its stop rule, uncut text, noise seeds and unscaled decoding")
 
+# %% ../nbs/00_config.ipynb #2c57a009
+def vary(
+    run: dict[str, Any],       # a run as written in params.yaml
+    changes: dict[str, Any],   # dotted name -> value
+) -> dict[str, Any]:           # a changed copy
+    "Change fields of a run by name; `d_latent` stands for that of VAE and DiT."
+    run = deepcopy(run)
+    if "d_latent" in changes: changes = {k: v for k, v in changes.items() if k != "d_latent"} | dict.fromkeys(("vae.d_latent", "dit.d_latent"), changes["d_latent"])
+    for name, value in changes.items():
+        *parts, last = name.split(".")
+        place = run
+        for part in parts: place = place.setdefault(part, {})
+        place[last] = value
+    return run
+
 # %% ../nbs/00_config.ipynb #6111c143
 class RunConfig(Config):
     "Everything that makes one trained model: a Cola DLM or, if `baseline` is given, one of its rivals."
@@ -267,6 +285,20 @@ class SweepConfig(Config):
     names: list[str] | None = Field(None, description="tasks; None: all of the profile's")
     items: int | None = Field(None, ge=1, description="items per task; None: the profile's")
     texts: int | None = Field(None, ge=0, description="unconditional texts; None: the profile's")
+    stories: int = Field(0, ge=0, description="stories of the testbed to cut and continue, in place of tasks and texts")
+
+# %% ../nbs/00_config.ipynb #94c4e827
+class StudyConfig(Config):
+    "Many small runs that differ from one run in a few fields; each is trained, measured and thrown away."
+    base: str = Field(description="run of `runs` that is varied")
+    corpus: str
+    grid: list[dict[str, list[Any]]] = Field([{}], min_length=1, description="changes: all combinations of each entry's values; names such as `flow.loc`, or `d_latent`")
+    checkpoints: list[int] = Field([], description="steps of stage 2 at which scores are taken too; the last step always is one")
+    names: list[str] | None = Field(None, description="tasks; None: all of the profile's")
+    items: int = Field(50, ge=1, description="items per task")
+    texts: int = Field(60, ge=0, description="unconditional texts")
+    settings: list[dict[str, Any]] = Field([{}], min_length=1, description="changes to the run's SampleConfig under which it is scored at the last step")
+    probes: list[str] = Field([], description="what else is measured: keys of `study.PROBES`")
 
 # %% ../nbs/00_config.ipynb #fe558e19
 class Profile(Config):
@@ -280,17 +312,27 @@ class Profile(Config):
     runs: dict[str, dict[str, Any]]
     vaes: dict[str, dict[str, str]] = Field(description="stage 1: run -> {corpus}")
     priors: dict[str, dict[str, str]] = Field(description="stage 2: run -> {corpus, vae}")
-    baselines: dict[str, dict[str, str]] = Field({}, description="AR, LLaDA and Plaid: run -> {corpus}")
     tasks: TaskConfig = TaskConfig()
     slugs: list[str] = Field([], description="figures that need scores, keys of `sweeps`")
     sweeps: dict[str, SweepConfig] = {}
+    studies: dict[str, StudyConfig] = Field({}, description="sets of small runs that figures compare")
+    studied: list[str] = Field([], description="this profile's name if it has the studies of all figures, else nothing: whether DVC draws them")
 
     def run(self, name: str) -> RunConfig:  # name of a run in `runs`
         "The validated run `name` with its corpus; unknown names raise `ValueError`."
         if name not in self.runs: raise ValueError(f"run {name!r} is not in profile {self.name!r}: choose from {sorted(self.runs)}")
-        corpus = (self.priors.get(name) or self.baselines.get(name) or self.vaes.get(name) or {}).get("corpus")
+        corpus = (self.priors.get(name) or self.vaes.get(name) or {}).get("corpus")
         if corpus not in self.corpora: raise ValueError(f"run {name!r} has corpus {corpus!r}: choose from {sorted(self.corpora)}")
         return RunConfig.model_validate({"name": name, "data": self.corpora[corpus].model_dump(), **self.runs[name]})
+
+    def study_runs(self, name: str) -> list[tuple[dict[str, Any], RunConfig]]:  # name of a study
+        "What each run of a study changes, and the validated run; unknown names raise `ValueError`."
+        if name not in self.studies: raise ValueError(f"study {name!r} is not in profile {self.name!r}: choose from {sorted(self.studies)}")
+        study = self.studies[name]
+        if study.base not in self.runs: raise ValueError(f"run {study.base!r} of study {name!r} is not in profile {self.name!r}: choose from {sorted(self.runs)}")
+        base = {"name": name, "data": self.corpora[study.corpus].model_dump(), **self.runs[study.base]}
+        changes = [dict(zip(entry, values)) for entry in study.grid for values in product(*entry.values())]
+        return [(change, RunConfig.model_validate(vary(base, change))) for change in changes]
 
     def sweep(self, slug: str) -> SweepConfig:  # figure slug
         "What is measured for a figure; unknown slugs raise `ValueError`."

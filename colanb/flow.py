@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PathSample', 'interpolate', 'path_logsnr', 'time_of_logsnr', 'sample_time', 'clean_prefix', 'ColaDLM', 'Loss',
-           'masked_copy', 'decoder_terms', 'latent_statistics', 'patch_valid', 'stage1_loss', 'fm_loss', 'stage2_loss']
+           'masked_copy', 'decoder_terms', 'latent_statistics', 'patch_valid', 'with_filler', 'stage1_loss', 'fm_loss',
+           'stage2_loss']
 
 # %% ../nbs/30_flow.ipynb #b9f3467e
 import math
@@ -135,6 +136,24 @@ def latent_statistics(q: Posterior, latent_valid: Bool[Tensor, "b n"]) -> dict[s
 def patch_valid(valid: Bool[Tensor, "b l"], patch_size: int) -> Bool[Tensor, "b n"]:
     "Latents that hold at least one token that counts."
     return valid if patch_size == 1 else valid.unflatten(1, (-1, patch_size)).any(-1)
+
+# %% ../nbs/30_flow.ipynb #9a8397fa
+def with_filler(
+    ids: Int[Tensor, "b l"],
+    valid: Bool[Tensor, "b l"],
+    share: float,              # of the sequences that are cut
+    patch_size: int,
+    pad_id: int,
+    generator: torch.Generator,
+) -> tuple[Int[Tensor, "b l"], Bool[Tensor, "b l"]]:
+    "Sequences with one patch filled up, and what counts; the end is cut off where it no longer fits."
+    if not share or patch_size == 1: return ids, valid
+    chosen, part = torch.rand(2, len(ids), 1, generator=generator, device=ids.device)
+    cut = (part * valid.sum(1, keepdim=True)).long()
+    gap = (-cut % patch_size) * (chosen < share)
+    order = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    filler, source = (order >= cut) & (order < cut + gap), torch.where(order < cut, order, order - gap).clamp(min=0)
+    return ids.gather(1, source).masked_fill(filler, pad_id), valid.gather(1, source) | filler
 
 # %% ../nbs/30_flow.ipynb #1eeff257
 def stage1_loss(

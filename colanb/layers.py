@@ -124,9 +124,9 @@ class Modulation(nn.Module):
     def forward(self, time: Times) -> tuple[Tensor, ...]:  # `parts` tensors (b, m, g, c), g = 1, or n/m where latents are pinned
         "Shift, scale and gate of each group."
         rows = time.tables[self] if time.tables else self.linear(time.rows)
-        out = F.embedding(time.index, rows).unsqueeze(2)
-        if time.pinned is not None: out = torch.where(time.pinned.unflatten(1, (out.shape[1], -1))[..., None], rows[0], out)
-        return out.chunk(self.parts, dim=-1)
+        index = time.index.unsqueeze(2)
+        if time.pinned is not None: index = index.masked_fill(time.pinned.unflatten(1, (index.shape[1], -1)), 0)
+        return F.embedding(index, rows).chunk(self.parts, dim=-1)
 
 # %% ../nbs/20_layers.ipynb #3c50d7ac
 def modulate(

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from .config import ROOT, DiTConfig, RunConfig, TrainConfig, VAEConfig, pick_device, stream
 from .data import Corpus, Tokenizer
-from .flow import ColaDLM, Loss, stage1_loss, stage2_loss
+from .flow import ColaDLM, Loss, stage1_loss, stage2_loss, with_filler
 from .trunk import use
 from .vae import Encoder
 
@@ -247,7 +247,8 @@ def train_vae(
     run = run.replace(vae=run.vae.replace(vocab_size=corpus.tokenizer.vocab_size))
     torch.manual_seed(seed)
     model = ColaDLM(run.vae).to(device or pick_device())
-    loss_fn = lambda model, ids, valid, generator: stage1_loss(model, ids, valid, run.flow, generator)
+    fill = lambda ids, valid, generator: with_filler(ids, valid, run.flow.filler, run.vae.patch_size, corpus.tokenizer.pad_id, generator)
+    loss_fn = lambda model, ids, valid, generator: stage1_loss(model, *fill(ids, valid, generator), run.flow, generator)
     scratch = scratch_folder(run, "vae", seed)
     log = fit(model, loss_fn, corpus.batches("train", run.stage1.batch_size, seed), run.stage1, scratch, seed,
               on_eval=validation(loss_fn, corpus, run.stage1.batch_size), pad_id=corpus.tokenizer.pad_id, label="vae")
@@ -278,6 +279,7 @@ def train_prior(
         reference = Encoder(vae.config); reference.load_state_dict(vae.encoder.state_dict())
     model = ColaDLM(vae, run.dit, reference).to(device or pick_device())
     def loss_fn(model, ids, valid, generator):
+        ids, valid = with_filler(ids, valid, run.flow.filler, run.vae.patch_size, corpus.tokenizer.pad_id, generator)
         return stage2_loss(model, ids, valid, run.flow, generator, train_vae=next(model.vae.parameters()).requires_grad)
     check = validation(loss_fn, corpus, run.stage2.batch_size)
     scratch = scratch_folder(run, "prior", seed)

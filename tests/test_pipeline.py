@@ -64,7 +64,12 @@ def test_figure_stages_read_only_what_git_keeps():
 def test_profile_is_valid(name):
     profile = Profile.model_validate(PROFILES[name])
     assert profile.name == name
-    for run in profile.runs: assert profile.run(run).sample
+    for run in profile.priors: assert profile.run(run).sample
+    for study in profile.studies:
+        assert profile.studies[study].corpus in profile.corpora
+        for _, run in profile.study_runs(study):
+            for setting in profile.studies[study].settings: run.sample.replace(**setting)
+    assert profile.studied in ([], [name])
     for run, needs in profile.priors.items(): assert needs["vae"] in profile.vaes and needs["corpus"] in profile.corpora
     assert set(profile.slugs) <= set(profile.sweeps) and set(profile.slugs) <= set(STAGES) | {"results"}
     for slug in profile.slugs:
