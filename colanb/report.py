@@ -23,7 +23,7 @@ from .estimators import Estimate, mean_interval, paired_difference, seeds_by_ite
 # %% ../nbs/52_report.ipynb #f83964a0
 def outcomes_of(text: str) -> np.ndarray:  # the `outcomes` of a row
     "Outcomes back as numbers."
-    return np.array([float(x) for x in (text.split() if " " in text or "." in text else text)])
+    return np.array([float(x) for x in (text if set(text) <= {"0", "1"} else text.split())])
 
 # %% ../nbs/52_report.ipynb #1a599e19
 def read_logs(run: str, stage: Literal["vae", "prior"]) -> dict[int, pd.DataFrame]:  # seed -> log
@@ -42,6 +42,7 @@ def read_results(slug: str, profile: str) -> pd.DataFrame:  # figure slug, profi
 # %% ../nbs/52_report.ipynb #4f3e2dbc
 def estimate_rows(rows: pd.DataFrame) -> Estimate:  # one metric at one setting, one row per seed
     "Mean over seeds, with items crossed where all seeds share them."
+    if (rows.n == 1).all(): return mean_interval(rows.value.to_numpy())
     samples = [outcomes_of(o) for o in rows.outcomes]
     if len({len(s) for s in samples}) == 1 and len(samples) > 1 and rows.metric.iloc[0] not in ("grammatical", "parses", "consistent"):
         return seeds_by_items(np.stack(samples))
@@ -146,7 +147,7 @@ def why_untested(
     if len(scores) < settings: return f"{len(scores)} of at least {settings} settings in this profile"
     best = scores.loc[scores.value.idxmax()]
     chance = best.chance if "chance" in scores else 0.0
-    if not best.low > chance: return f"the model scores at the floor: best {metric} {best.value:.3f} [{best.low:.3f}, {best.high:.3f}], chance {chance:.3f}"
+    if not best.value - 2 * best.se > chance: return f"the model scores at the floor: best {metric} {best.value:.3f} (SE {best.se:.3f}), chance {chance:.3f}"
     if settings == 1 or "bayes" not in scores: return ""
     top = scores.value >= 0.99 * scores.bayes
     if top.mean() > 0.5: return f"the model scores at the ceiling: {top.sum()} of {len(scores)} settings are within 1 % of the Bayes-optimal {metric}, so none can be told from another"

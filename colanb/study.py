@@ -31,8 +31,8 @@ from .config import ROOT, Profile, RunConfig, stream
 from .data import Corpus
 from .flow import ColaDLM
 from .latents import text_latents
-from .likelihood import ODEConfig, TextScorer, log_weights
-from .sweep import items_of, rank_options, reconstruction, row, score_sampler, story_nats, testbed_of
+from .likelihood import ODEConfig, TextScorer, known_texts, likelihood, log_weights
+from .sweep import items_of, priced_stories, rank_options, reconstruction, row, score_sampler, testbed_of, text_nats
 from .tasks import Item
 from .train import train_prior, train_vae, write_atomically
 
@@ -114,10 +114,18 @@ def ranked(at: Moment) -> list[dict]:
 
 # %% ../nbs/51_study.ipynb #f1c0e012
 def priced(at: Moment, stories: int = 40, draws: int = 16) -> list[dict]:
-    "Nats of stories under a baseline, and under the language."
-    testbed = testbed_of(at.run)
-    if not isinstance(at.model, Baseline) or testbed is None: return []
-    return [{**found, **at.setting} for found in story_nats(at.model, at.corpus.tokenizer, at.run.data, testbed, stories, draws, at.seed)]
+    "Nats of stories (of a fifth as many test sequences of real text): exact for AR, by bounds for LLaDA and Plaid, by IWAE (`nats`) and ELBO for a Cola DLM."
+    tokenizer, testbed, more = at.corpus.tokenizer, testbed_of(at.run), []
+    if testbed is None: ids = [text.ids for text in known_texts(at.corpus, None, stories // 5, at.seed)]
+    else:
+        ids, truth = priced_stories(tokenizer, at.run.data, testbed, stories, at.seed)
+        more = [row(at.seed, at.setting, "truth", truth)]
+    if isinstance(at.model, Baseline): more += [{**text_nats(at.model, ids, draws, at.seed), **at.setting}]
+    else:
+        scorer = TextScorer(at.model, ODEConfig(method="midpoint", steps=16, divergence="rademacher"))
+        found = likelihood(log_weights(scorer, scorer.texts(ids, pad_id=tokenizer.pad_id), draws, stream(at.seed, "priced")).total)
+        more += [row(at.seed, at.setting, name, (-value).tolist()) for name, value in (("nats", found.iwae), ("nats_elbo", found.elbo))]
+    return [*more, row(at.seed, at.setting, "tokens", [len(text) for text in ids])]
 
 # %% ../nbs/51_study.ipynb #ccf387a0
 def parity(at: Moment) -> list[dict]:
