@@ -36,7 +36,7 @@ def read_results(slug: str, profile: str) -> pd.DataFrame:  # figure slug, profi
     "All seeds' rows of a sweep; raises `ValueError` if there are none."
     folder = ROOT / "data/results" / slug / profile
     files = sorted(folder.glob("*.json"))
-    if not files: raise ValueError(f"no results in {folder.relative_to(ROOT)}: run the score stage first")
+    if not files: raise ValueError(f"no results in {folder.relative_to(ROOT)}: run its score or study stage first")
     return pd.concat([pd.DataFrame(json.loads(f.read_text())) for f in files], ignore_index=True)
 
 # %% ../nbs/52_report.ipynb #4f3e2dbc
