@@ -9,7 +9,7 @@ CLAIMS = [f"{letter}{i}" for letter, count in dict(A=21, B=5, C=14, D=11, E=9, F
 
 def scorecard():
     "Rows of figures/scorecard.md by claim."
-    lines = [line.strip("| ").replace(r"\|", "\0").split(" | ") for line in (ROOT / "figures/scorecard.md").read_text().split("\n") if line.startswith("| ")]
+    lines = [line.replace(r"\|", "\0")[2:-2].split(" | ") for line in (ROOT / "figures/scorecard.md").read_text().split("\n") if line.startswith("| ")]
     head, rows = lines[0], [r for r in lines[2:]]
     assert all(len(r) == len(head) for r in rows), "a cell is empty at the end or holds a bar"
     return [dict(zip(head, (cell.strip() for cell in r))) for r in rows]
