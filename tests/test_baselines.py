@@ -75,6 +75,11 @@ def test_rivals_are_matched(name):
     assert budgets("ar") == budgets("llada") == budgets("plaid") == budgets(None)
 
 
+def test_smoke_profile_has_all_rows_of_table_1():
+    runs = [run for _, run in Profile.model_validate(PROFILES["smoke"]).study_runs("rq4")]
+    assert {run.baseline.family for run in runs if run.baseline} == {"ar", "llada", "plaid"}
+
+
 def test_one_entry_opens_every_family(tmp_path):
     tokenizer = word_tokenizer(["a", "b"])
     for family in ("ar", "llada", "plaid"):

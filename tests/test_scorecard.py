@@ -3,6 +3,8 @@ import json
 import subprocess
 from pathlib import Path
 
+from colanb.report import read_verdicts
+
 ROOT = Path(__file__).resolve().parents[1]
 CLAIMS = [f"{letter}{i}" for letter, count in dict(A=21, B=5, C=14, D=11, E=9, F=11).items() for i in range(1, count + 1)]
 
@@ -16,10 +18,8 @@ def scorecard():
 
 
 def verdicts():
-    "Verdicts as the figures left them, with the figure's name."
-    for path in sorted((ROOT / "figures").glob("*.json")):
-        content = json.loads(path.read_text())
-        if isinstance(content, list): yield from ((path.stem, v) for v in content if "verdict" in v)
+    "Verdicts as the figures left them."
+    return [v._asdict() for v in read_verdicts(ROOT / "figures").itertuples(index=False)]
 
 
 def test_every_claim_has_one_row():
@@ -27,19 +27,20 @@ def test_every_claim_has_one_row():
 
 
 def test_rows_are_the_verdicts_of_the_figures():
-    left = {v["claim"]: (slug, v) for slug, v in verdicts()}
+    left = {v["claim"]: v for v in verdicts()}
     for row in scorecard():
         if row["Claim"] not in left: assert row["Verdict"] == "**NT**" and row["Note"], row["Claim"]
         else:
-            slug, v = left[row["Claim"]]
-            assert row["Verdict"] == f"**{v['verdict']}**" and f"({slug}.ipynb)" in row["Figure"], row["Claim"]
+            v = left[row["Claim"]]
+            assert row["Verdict"] == f"**{v['verdict']}**" and f"({v['slug']}.ipynb)" in row["Figure"], row["Claim"]
 
 
 def test_every_verdict_has_a_run_behind_it():
     tracked = set(subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n"))
-    for slug, v in verdicts():
+    for v in verdicts():
+        slug = v["slug"]
         if v["verdict"] == "NT": assert v["note"], f"{v['claim']} has no reason"
-        results = v.get("results") or f"data/results/{slug}/{v['profile']}"
+        results = v["results"] if isinstance(v["results"], str) else f"data/results/{slug}/{v['profile']}"
         runs = [name for name in tracked if name.startswith(results)] or [name for name in tracked if name == f"figures/{slug}.ipynb" and slug.startswith("theory")]
         assert runs, f"{v['claim']}: nothing in {results}"
         executed = json.loads((ROOT / f"figures/{slug}.ipynb").read_text())
