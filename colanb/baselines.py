@@ -12,7 +12,6 @@ __all__ = ['Baseline', 'token_nats', 'even_times', 'AR', 'mask_tokens', 'LLaDA',
 
 # %% ../nbs/33_baselines.ipynb #8bb62db8
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,10 +27,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from .attention import KVCache, Visibility
 from .config import BaselineConfig, RunConfig, SampleConfig, pick_device, stream
 from .data import Corpus, Tokenizer
-from .flow import ColaDLM, Loss, stage1_loss, stage2_loss
+from .flow import EVERY, ColaDLM, Loss, stage1_loss, stage2_loss
 from .layers import Modulation, TimeEmbedding, Times
 from .sample import BlockState, Sampler, begin_states, choose_tokens
-from .train import fit, load_model, scratch_folder, validation, write_folder
+from .train import load_model, train_stage, write_folder
 from .trunk import Trunk, TrunkConfig, make_norm, use
 from .vae import Encoder
 
@@ -63,9 +62,9 @@ class Baseline(nn.Module):
         x = self.norm(x)
         return F.linear(x, self.embedding.weight[:-1]) if self.head is None else self.head(x)
 
-    def estimate(self, ids: Int[Tensor, "b l"], valid: Bool[Tensor, "b l"], target: Bool[Tensor, "b l"], generator: torch.Generator) -> Float[Tensor, "b l"]:
+    def estimate(self, ids: Int[Tensor, "b l"], valid: Bool[Tensor, "b l"], target: Bool[Tensor, "b l"], generator: torch.Generator, rows: slice = EVERY) -> Float[Tensor, "b l"]:
         "What the family's `nats` estimates, by its least noisy estimator."
-        return self.nats(ids, valid, target, generator)
+        return self.nats(ids, valid, target, generator, rows)
 
 # %% ../nbs/33_baselines.ipynb #e8759250
 def token_nats(logits: Float[Tensor, "b l v"], ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l"]:
@@ -96,10 +95,11 @@ class AR(Baseline):
         else: positions, sight = cache.positions(n), cache.mask(n, 1)
         return self.logits(self.trunk(self.embedding(ids), positions, sight, cache=cache))
 
-    def nats(self, ids: Int[Tensor, "b l"], valid: Bool[Tensor, "b l"], target: Bool[Tensor, "b l"], generator: torch.Generator) -> Float[Tensor, "b l"]:
+    def nats(self, ids: Int[Tensor, "b l"], valid: Bool[Tensor, "b l"], target: Bool[Tensor, "b l"], generator: torch.Generator, rows: slice = EVERY) -> Float[Tensor, "r l"]:
         "-log p(x_i | x_<i) at the target tokens; nothing is drawn."
+        ids = ids[rows]
         before = F.pad(ids[:, :-1], (1, 0), value=self.config.vocab_size)
-        return token_nats(self(before), ids) * target
+        return token_nats(self(before), ids) * target[rows]
 
 # %% ../nbs/33_baselines.ipynb #09293026
 def mask_tokens(
@@ -130,20 +130,20 @@ class LLaDA(Baseline):
         return self.logits(self.trunk(self.embedding(ids), positions, None if seen is None else seen[:, None]))
 
     def nats(self, ids: Int[Tensor, "b l"], valid: Bool[Tensor, "b l"], target: Bool[Tensor, "b l"], generator: torch.Generator,
-             counted: bool = False) -> Float[Tensor, "b l"]:
+             rows: slice = EVERY, counted: bool = False) -> Float[Tensor, "r l"]:
         "One draw of the bound: weighted losses of the masked tokens, 0 elsewhere."
-        hit, weight = mask_tokens(target, generator, counted)
-        return token_nats(self(ids.masked_fill(hit, self.config.vocab_size), valid), ids) * hit * weight
+        (hit, weight), ids = (x[rows] for x in mask_tokens(target, generator, counted)), ids[rows]
+        return token_nats(self(ids.masked_fill(hit, self.config.vocab_size), valid[rows]), ids) * hit * weight
 
-    def estimate(self, ids: Int[Tensor, "b l"], valid: Bool[Tensor, "b l"], target: Bool[Tensor, "b l"], generator: torch.Generator) -> Float[Tensor, "b l"]:
-        return self.nats(ids, valid, target, generator, counted=True)
+    def estimate(self, ids: Int[Tensor, "b l"], valid: Bool[Tensor, "b l"], target: Bool[Tensor, "b l"], generator: torch.Generator, rows: slice = EVERY) -> Float[Tensor, "r l"]:
+        return self.nats(ids, valid, target, generator, rows, counted=True)
 
 # %% ../nbs/33_baselines.ipynb #2e9753ee
 class NoiseLevels(nn.Module):
     "The density from which logSNRs are drawn."
     def __init__(self, config: BaselineConfig, bins: int = 64):
         super().__init__()
-        self.learned, self.bins = config.schedule == "learned", bins
+        self.learned, self.bins, self.seen = config.schedule == "learned", bins, []
         self.register_buffer("edges", torch.linspace(config.logsnr_max, config.logsnr_min, bins + 1), persistent=False)
         self.register_buffer("height", torch.ones(bins))   # running mean square of the integrand in each bin
 
@@ -159,13 +159,21 @@ class NoiseLevels(nn.Module):
         inside = ((u - total[bin] + mass[bin]) / mass[bin]).clamp(0, 1)
         return self.edges[bin] - inside * width, mass[bin] / width
 
+    def note(self, logsnr: Float[Tensor, "b"], integrand: Float[Tensor, "b"]) -> None:
+        "Keep what a training pass saw until the step is done."
+        if self.learned: self.seen.append(torch.stack([logsnr, integrand.float()], 1).detach())
+
+    def settle(self, gather: Callable[[Tensor], Tensor] = lambda seen: seen) -> None:  # `gather`: joins the rows of all processes
+        "Learn from all that a step saw; the trainer calls it after the update of the weights."
+        if self.seen: self.update(*gather(torch.cat(self.seen)).T)
+        self.seen = []
+
     @torch.no_grad()
     def update(self, logsnr: Float[Tensor, "b"], integrand: Float[Tensor, "b"], rate: float = 0.1) -> None:
         "Move the bins that were visited towards what was seen there."
-        if not self.learned: return
         bin = ((self.edges[0] - logsnr) / (self.edges[0] - self.edges[-1]) * self.bins).long().clamp(0, self.bins - 1)
         count = torch.zeros_like(self.height).index_add_(0, bin, torch.ones_like(integrand))
-        total = torch.zeros_like(self.height).index_add_(0, bin, integrand.float() ** 2)
+        total = torch.zeros_like(self.height).index_add_(0, bin, integrand ** 2)
         self.height += (1 - (1 - rate) ** count) * (total / count.clamp(min=1) - self.height)
 
 # %% ../nbs/33_baselines.ipynb #a82a3e61
@@ -203,22 +211,25 @@ class Plaid(Baseline):
         "The mean embedding."
         return logits.softmax(-1) @ self.table()
 
-    def guess(self, z: Float[Tensor, "b l d"], logsnr: Float[Tensor, "b"], clean: Bool[Tensor, "b l"], seen: Bool[Tensor, "b l"], rows: int) -> Float[Tensor, "b l d"] | None:
-        "First estimates for the first `rows` samples, zeros for the others."
-        if not self.config.self_condition or rows == 0: return None
-        with torch.no_grad(): first = self.denoised(self(z.detach()[:rows], logsnr[:rows], clean[:rows], seen[:rows]))
-        return F.pad(first, (0, 0, 0, 0, 0, len(z) - rows))
+    def guess(self, z: Float[Tensor, "b l d"], logsnr: Float[Tensor, "b"], clean: Bool[Tensor, "b l"], seen: Bool[Tensor, "b l"], count: int) -> Float[Tensor, "b l d"] | None:
+        "First estimates for the first `count` samples, zeros for the others."
+        if not self.config.self_condition: return None
+        with torch.no_grad(): first = self.denoised(self(*(x[:max(count, 1)] for x in (z.detach(), logsnr, clean, seen))))   # every process has as many passes
+        first = first[:max(count, 0)]
+        return F.pad(first, (0, 0, 0, 0, 0, len(z) - len(first)))
 
-    def nats(self, ids: Int[Tensor, "b l"], valid: Bool[Tensor, "b l"], target: Bool[Tensor, "b l"], generator: torch.Generator) -> Float[Tensor, "b l"]:
+    def nats(self, ids: Int[Tensor, "b l"], valid: Bool[Tensor, "b l"], target: Bool[Tensor, "b l"], generator: torch.Generator, rows: slice = EVERY) -> Float[Tensor, "r l"]:
         "One draw of the bound: the integrand at one noise level over its density, and both ends."
-        h0, training = F.embedding(ids, self.table()), torch.is_grad_enabled()
-        noises = torch.randn(2, *h0.shape, generator=generator, device=h0.device)
-        logsnr, density = self.levels.at(even_times(len(ids), generator))
+        every, training, place = range(len(ids)), torch.is_grad_enabled(), generator.device
+        noises = torch.randn(2, *ids.shape, self.config.d_embed, generator=generator, device=place)[:, rows]
+        logsnr, density = (x[rows] for x in self.levels.at(even_times(len(ids), generator)))
+        ids, valid, target = ids[rows], valid[rows], target[rows]
+        h0 = F.embedding(ids, self.table())
         z = torch.where(target[..., None], noised(h0, noises[0], logsnr), h0)
-        first = self.guess(z, logsnr, ~target, valid, len(z) // 2 if training else len(z))
+        first = self.guess(z, logsnr, ~target, valid, len(every) // 2 - every[rows].start if training else len(z))
         error = (h0 - self.denoised(self(z, logsnr, ~target, valid, first))).square().sum(-1)
         integrand = 0.5 * logsnr.exp()[:, None] * error * target
-        if training: self.levels.update(logsnr, integrand.detach().sum(1) / target.sum(1).clamp(min=1))
+        if training: self.levels.note(logsnr, integrand.detach().sum(1) / target.sum(1).clamp(min=1))
         return integrand / density[:, None] + self.ends(ids, h0, noises[1]) * target
 
     def ends(self, ids: Int[Tensor, "b l"], h0: Float[Tensor, "b l d"], noise: Float[Tensor, "b l d"]) -> Float[Tensor, "b l"]:
@@ -257,11 +268,12 @@ def baseline_loss(
     ids: Int[Tensor, "b l"],
     valid: Bool[Tensor, "b l"],      # False on padding
     generator: torch.Generator,
+    rows: slice = EVERY,             # rows of the batch that are asked for
 ) -> Loss:
     "Nats per token: the exact mean (AR) or one draw of a bound."
     share = model.config.clean_prefix
     target = valid & ~clean_opening(valid, share, generator) if share and not model.exact else valid
-    nats = model.nats(ids, valid, target, generator).sum() / target.sum()
+    nats = model.nats(ids, valid, target, generator, rows).sum() / target.sum()
     return Loss(nats, {"nats": nats.detach()})
 
 # %% ../nbs/33_baselines.ipynb #d53fdacc
@@ -454,19 +466,14 @@ def train_baseline(
     seed: int,
     on_eval: Callable[[nn.Module, int], dict[str, float]] | None = None,  # more columns for the log
     device: str | None = None,
+    scratch: Path | None = None,
 ) -> pd.DataFrame:           # the log
     "Train the run's baseline by `stage2` and write it to `out`; `ValueError` if it has none."
     if run.baseline is None: raise ValueError(f"run {run.name!r} has no baseline: train_vae and train_prior are for it")
     run = run.replace(baseline=run.baseline.replace(vocab_size=corpus.tokenizer.vocab_size))
     torch.manual_seed(seed)
     model = make_baseline(run.baseline).to(device or pick_device())
-    check, scratch = validation(whole_nats, corpus, run.stage2.batch_size), scratch_folder(run, "baseline", seed)
-    log = fit(model, baseline_loss, corpus.batches("train", run.stage2.batch_size, seed), run.stage2, scratch, seed,
-              on_eval=lambda m, step: check(m, step) | (on_eval(m, step) if on_eval else {}), pad_id=corpus.tokenizer.pad_id, label=run.baseline.family)
-    save_baseline(out, model, run, corpus.tokenizer)
-    log.to_csv(Path(out) / "log.csv", index=False)
-    shutil.rmtree(scratch)
-    return log
+    return train_stage(model, baseline_loss, {"baseline": model}, run, corpus, out, seed, "baseline", whole_nats, scratch, on_eval, label=run.baseline.family)
 
 # %% ../nbs/33_baselines.ipynb #b9cde842
 def save_baseline(folder: Path, model: Baseline, run: RunConfig, tokenizer: Tokenizer) -> None:

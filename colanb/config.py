@@ -208,6 +208,9 @@ class TrainConfig(Config):
     log_every: int = Field(50, ge=1)
     eval_every: int = Field(500, ge=1)
     save_every: int = Field(500, ge=1, description="steps between resume checkpoints")
+    keep_latest: int = Field(2, ge=1, description="resume checkpoints that are kept")
+    accumulate: int = Field(1, ge=1, description="passes whose gradients are summed up before an update, in each process")
+    recompute: bool = Field(False, description="activation checkpointing: keep each block's input alone and compute the rest again")
 
 # %% ../nbs/00_config.ipynb #ffbb5354
 class SampleConfig(Config):
@@ -340,11 +343,11 @@ class Profile(Config):
         return self.sweeps[slug]
 
 # %% ../nbs/00_config.ipynb #8a26614e
-def load_profile(path: Path | None = None) -> Profile:  # params.yaml; default: the project's
+def load_profile(path: Path | None = None, name: str | None = None) -> Profile:  # params.yaml, default the project's; a profile in it, default the active one
     "The active profile of `params.yaml`, read as YAML 1.2 (so that 1e-3 is a number)."
     path = Path(path or ROOT / "params.yaml")
     if not path.exists(): raise ValueError(f"no parameter file {path.name} in {path.parent}")
-    return Profile.model_validate(YAML(typ="safe").load(path.read_text())["profile"])
+    return Profile.model_validate(YAML(typ="safe").load(path.read_text())[name or "profile"])
 
 # %% ../nbs/00_config.ipynb #b3a9936a
 def load_run(name: str, path: Path | None = None) -> RunConfig:  # run of the active profile

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .baselines import Baseline, flops_per_token, make_sampler, train_baseline, training_flops
+from .checkpoint import write_atomically
 from .config import ROOT, Profile, RunConfig, stream
 from .data import Corpus
 from .flow import ColaDLM
@@ -34,7 +35,7 @@ from .latents import text_latents
 from .likelihood import ODEConfig, TextScorer, known_texts, likelihood, log_weights
 from .sweep import items_of, priced_stories, rank_options, reconstruction, row, score_sampler, testbed_of, text_nats
 from .tasks import Item
-from .train import train_prior, train_vae, write_atomically
+from .train import train_prior, train_vae
 
 # %% ../nbs/51_study.ipynb #7cdd6922
 class Moment(NamedTuple):
@@ -170,21 +171,22 @@ class Watch:
                 for step, losses in held.set_index("step").iterrows() for name, value in losses.items()]
 
 # %% ../nbs/51_study.ipynb #4c2adab6
-def stage1_folder(run: RunConfig, corpus: Corpus, folder: Path, seed: int) -> Path:  # folder of all stage-1 models
+def stage1_folder(run: RunConfig, corpus: Corpus, folder: Path, scratch: Path, seed: int) -> Path:  # folder of all stage-1 models, of checkpoints
     "The run's stage-1 VAE, trained if no run before it had the same."
     same = run.replace(name="vae", dit=run.dit.model_validate({"d_latent": run.vae.d_latent, "block_size": 1}), stage2={}, sample={},
                        flow={k: getattr(run.flow, k) for k in ("beta", "lambda_mask", "mask_ratio", "filler")})
     place = folder / hashlib.sha256(same.model_dump_json().encode()).hexdigest()[:12]
-    if not place.exists(): train_vae(same, corpus, place, seed)
+    if not place.exists(): train_vae(same, corpus, place, seed, scratch=scratch)
     return place
 
 # %% ../nbs/51_study.ipynb #14c42624
-def train_run(profile: Profile, study: str, run: RunConfig, changes: dict[str, Any], corpus: Corpus, seed: int, folder: Path) -> list[dict]:
-    "Train one run of a study, in all its stages, and return its rows."
-    vae = None if run.baseline or run.stage2.strategy == "scratch" else stage1_folder(run, corpus, folder, seed)
+def train_run(profile: Profile, study: str, run: RunConfig, changes: dict[str, Any], corpus: Corpus, seed: int, folder: Path, scratch: Path) -> list[dict]:
+    "Train one run of a study from its start, in all its stages, and return its rows."
+    shutil.rmtree(scratch, ignore_errors=True)   # what was measured before a stop is gone, so the training begins anew
+    vae = None if run.baseline or run.stage2.strategy == "scratch" else stage1_folder(run, corpus, folder, scratch, seed)
     watch = Watch(profile, study, run, corpus, seed, changes)
-    if run.baseline: log = train_baseline(run, corpus, folder / "run", seed, watch)
-    else: log = train_prior(run, corpus, vae, folder / "run", seed, watch)
+    if run.baseline: log = train_baseline(run, corpus, folder / "run", seed, watch, scratch=scratch)
+    else: log = train_prior(run, corpus, vae, folder / "run", seed, watch, scratch=scratch)
     return watch.rows + watch.losses(log)
 
 # %% ../nbs/51_study.ipynb #e48fd08e
@@ -203,7 +205,7 @@ def run_study(
             what = json.dumps([run.model_dump(mode="json"), profile.tasks.model_dump(), profile.studies[name].model_dump(exclude={"grid"}), corpus.manifest["key"]])
             kept = finished / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"
             if not kept.exists():
-                found = json.dumps(train_run(profile, name, run, changes, corpus, seed, Path(folder)))
+                found = json.dumps(train_run(profile, name, run, changes, corpus, seed, Path(folder), finished / "unfinished"))
                 write_atomically(kept, lambda path: path.write_text(found))
             rows += [{**made, **changes} for made in json.loads(kept.read_text())]
     write_atomically(out, lambda path: path.write_text(json.dumps(rows, indent=0) + "\n"))

@@ -180,7 +180,7 @@ def descend(module: nn.Module, loss: Callable[[int], Tensor], steps: int, lr: fl
     config = TrainConfig(steps=steps, batch_size=1, lr=lr, lr_end=0.0, warmup=min(50, steps - 1), betas=(0.9, 0.999), weight_decay=0.0, clip=1e9,
                          log_every=steps, save_every=steps)
     numbers = torch.arange(steps).view(-1, 1, 1)                   # the batch of a step is its number
-    fit(module, lambda module, step, valid, generator: Loss(loss(int(step)), {}), numbers, config, None, seed=0, label="toy")
+    fit(module, lambda module, step, valid, generator, rows: Loss(loss(int(step)), {}), numbers, config, None, seed=0, label="toy")
     module.eval()
 
 # %% ../nbs/48_toys.ipynb #a8327c9f

@@ -9,12 +9,13 @@ __all__ = ['TrunkConfig', 'make_norm', 'SelfAttention', 'Block', 'has_compiler',
 import shutil
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .attention import KVCache, Visibility, attend
 from .layers import MLP, Modulation, Rotary, Times, gate, modulate
@@ -154,7 +155,7 @@ class Trunk(nn.Module):
     "A stack of blocks over one set of positions."
     def __init__(self, config: TrunkConfig):
         super().__init__()
-        self.config, self.compiled = config, False
+        self.config, self.compiled, self.recompute = config, False, False
         self.rotary = Rotary(config.rope_dim, config.rope_theta, config.rope_interleaved, config.head_dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
 
@@ -171,7 +172,9 @@ class Trunk(nn.Module):
         cache: KVCache | None = None,
     ) -> Float[Tensor, "b q c"]:                    # the noisy latents alone if `sight` is packed
         table, keep = self.rotary.table(positions), None
-        run = compiled_block() if self.compiled and cache is None and torch.is_grad_enabled() else Block.forward
+        training = cache is None and torch.is_grad_enabled()
+        run = compiled_block() if self.compiled and training else Block.__call__
+        if self.recompute and training: run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
         for layer, block in enumerate(self.blocks):
             if block is self.blocks[-1] and isinstance(sight, Visibility) and sight.packed: sight, keep = sight._replace(noisy_only=True), sight.n
             past = dict(cache=cache, layer=layer) if cache is not None else {}
@@ -183,9 +186,11 @@ def use(
     model: nn.Module,
     backend: str | None = None,    # attention backend of every block, a key of `attention.BACKENDS`
     compiled: bool | None = None,  # compile the blocks of training passes
+    recompute: bool | None = None, # in training passes, keep each block's input alone and compute the rest again
 ) -> nn.Module:
     "Choose how the blocks of a model are run; None leaves a choice as it is."
     for module in model.modules():
         if backend is not None and isinstance(module, SelfAttention): module.backend = backend
         if compiled is not None and isinstance(module, Trunk): module.compiled = compiled
+        if recompute is not None and isinstance(module, Trunk): module.recompute = recompute
     return model

@@ -26,7 +26,10 @@ class Posterior(NamedTuple):
 
     def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "b n d"]:
         "mean + sigma * noise."
-        noise = torch.randn(self.mean.shape, generator=generator, device=generator.device if generator else self.mean.device)
+        return self.at(torch.randn(self.mean.shape, generator=generator, device=generator.device if generator else self.mean.device))
+
+    def at(self, noise: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        "The sample that standard normal noise leads to."
         return self.mean + (0.5 * self.logvar).exp() * noise.to(self.mean)
 
     def log_prob(self, z: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
@@ -89,7 +92,7 @@ class Encoder(nn.Module):
         "Learned and clamped, fixed by logSNR, or vanishing."
         config = self.config
         if not config.variational: return torch.full_like(mean, -30.0)
-        if config.logsnr is None: return logvar.clamp(-30.0, 20.0)
+        if config.logsnr is None: return logvar.clamp(-30.0, 20.0) + 0 * logvar   # the sum carries an infinite value, as NaN, to the loss
         power = 1.0 if config.normalise_mean else mean.detach().square().mean()
         return torch.full_like(mean, math.log(power) - config.logsnr)
 

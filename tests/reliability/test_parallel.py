@@ -1,0 +1,79 @@
+"A training on two processes is the training on one; checkpoints pass from one number of processes to another; a killed rank ends the job, which resumes."
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from trainers import KINDS, ready
+
+SCRIPT = Path(__file__).with_name("trainers.py")
+
+
+def launch(world, kind, folder, **changes):
+    "Start a training on `world` processes."
+    words = [str(SCRIPT), kind, str(folder), *(f"{k}={v}" for k, v in changes.items())]
+    command = [sys.executable, *words] if world == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", *words]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def trained(world, kind, folder, **changes):
+    "Log of a finished training."
+    job = launch(world, kind, folder, **changes)
+    _, errors = job.communicate(timeout=120)
+    assert job.returncode == 0, errors[-2000:]
+    return pd.read_csv(folder / kind / "log.csv")
+
+
+def apart(a, b):
+    "Largest difference of losses, in training and on validation text."
+    names = [c for c in a if c in ("loss", "val_fm", "val_nats", "val_reconstruction")]
+    return float(np.nanmax(np.abs(a[names].to_numpy() - b[names].to_numpy())))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return ready(tmp_path_factory.mktemp("parallel"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_learn_what_one_learns(place, kind):
+    one, two = (trained(n, kind, place / f"{kind}{n}", accumulate=a, steps=12, optimizer='"adamw"') for n, a in ((1, 1), (2, 2)))
+    assert apart(one, two) < 1e-5
+    assert one.loss.dropna().iloc[-1] < one.loss.dropna().iloc[0]
+
+
+def test_muon_interval_recompute_and_bf16(place):
+    base = dict(strategy='"interval"', interval_joint=3, interval_fixed=3, steps=12)
+    one = trained(1, "prior", place / "muon1", **base)
+    assert apart(one, trained(2, "prior", place / "muon2", recompute="true", **base)) < 1e-4   # Muon works in bfloat16
+    half = [trained(n, "prior", place / f"half{n}", precision='"bf16"', **base) for n in (1, 2)]
+    assert 0 < apart(one, half[0]) and apart(*half) < 0.05
+
+
+def test_checkpoints_pass_between_numbers_of_processes(place):
+    whole = trained(1, "prior", place / "pass1", steps=24)
+    for first, second in ((2, 1), (1, 2)):
+        folder = place / f"pass{first}{second}"
+        job = launch(first, "prior", folder, steps=24)
+        while not (folder / "scratch/step-0000010").exists() and job.poll() is None: time.sleep(0.01)
+        job.send_signal(signal.SIGTERM)                     # torchrun hands it on to its processes, which save
+        job.communicate(timeout=60)
+        assert job.returncode and not (folder / "prior/log.csv").exists()
+        assert apart(whole, trained(second, "prior", folder, steps=24)) < 1e-4
+        assert min(int(p.name[5:]) for p in (folder / "scratch").glob("step-*")) > 5
+
+
+def test_a_killed_rank_ends_the_job_and_it_resumes(place):
+    whole, folder = trained(2, "ar", place / "ranks", steps=60), place / "killed"
+    job = launch(2, "ar", folder, steps=60)
+    while not (folder / "scratch/step-0000010").exists() and job.poll() is None: time.sleep(0.01)
+    ranks = [int(p) for p in subprocess.run(["ps", "--ppid", str(job.pid), "-o", "pid="], capture_output=True, text=True).stdout.split()]
+    os.kill(ranks[-1], signal.SIGKILL)
+    job.communicate(timeout=60)
+    assert job.returncode != 0 and not (folder / "ar/log.csv").exists()
+    assert apart(whole, trained(2, "ar", folder, steps=60)) == 0
