@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['flush', 'put', 'write_atomically', 'tensors_of', 'file_hash', 'seal', 'damage', 'optimizer_states', 'random_states',
-           'save_checkpoint', 'newest_whole', 'load_checkpoint']
+           'cause_of', 'save_checkpoint', 'newest_whole', 'load_checkpoint']
 
 # %% ../nbs/29_checkpoint.ipynb #e3450f07
 import errno
@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from .parallel import Group, current_group, full
@@ -92,6 +93,11 @@ def random_states() -> dict[str, Tensor]:
     "State of PyTorch's global generators; the training's own streams are functions of seed and step."
     return {"random.cpu": torch.get_rng_state()} | ({"random.cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
+# %% ../nbs/29_checkpoint.ipynb #ec06e948
+def cause_of(error: BaseException) -> BaseException:
+    "What lies behind an error of `torch.distributed.checkpoint`, which collects those of all processes."
+    return next((failure[0] for failure in getattr(error, "failures", {}).values()), error)
+
 # %% ../nbs/29_checkpoint.ipynb #3f11a728
 def save_checkpoint(
     folder: Path,            # of the run's checkpoints
@@ -116,10 +122,10 @@ def save_checkpoint(
         if group.main:
             (unfinished / "state.json").write_text(json.dumps({"step": step, **state}))
             seal(unfinished); put(unfinished, path)
-    except Exception as error:
+    except (Exception, CheckpointException) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         last = max((p.name for p in folder.glob("step-*")), default="none")
-        raise OSError(f"checkpoint {path.name} was not written: {error}; it needs {needed} bytes, {shutil.disk_usage(folder).free} are free in {folder}; "
+        raise OSError(f"checkpoint {path.name} was not written: {cause_of(error)}; it needs {needed} bytes, {shutil.disk_usage(folder).free} are free in {folder}; "
                       f"the last one is {last}") from error
     if group.main:
         for old in sorted(folder.glob("step-*"))[:-keep]: shutil.rmtree(old)
@@ -154,7 +160,8 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizers: list[torch.optim
             states.setdefault(p, {})[kind] = tensors[key]
         with warnings.catch_warnings(action="ignore", category=UserWarning):
             dcp.load(tensors, storage_reader=reader, no_dist=group.world == 1)   # in place
-    except Exception as error: raise ValueError(f"{path} does not fit this model and its optimisers: {error}") from error
+    except (Exception, CheckpointException) as error:
+        raise ValueError(f"{path} does not fit this model and its optimisers: {cause_of(error)}") from error
     for optimizer in optimizers:
         for p in (p for g in optimizer.param_groups for p in g["params"] if p in states): optimizer.state[p] = states[p]
     torch.set_rng_state(tensors["random.cpu"])

@@ -3,13 +3,15 @@
 As a script (`python trainers.py KIND FOLDER name=value ...`, alone or under torchrun) it trains one of them."""
 import hashlib
 import json
+import os
 import sys
+import traceback
 from pathlib import Path
 
 from safetensors.torch import load_file
 
 from colanb import baselines, train
-from colanb.config import DataConfig, RunConfig
+from colanb.config import ROOT, DataConfig, RunConfig
 from colanb.data import prepare
 from colanb.parallel import processes
 
@@ -55,6 +57,32 @@ def state_of(folder):
     state = json.loads((last / "state.json").read_text())
     rows = [{k: v for k, v in row.items() if k not in CLOCKS} for row in state["rows"]]
     return {"tensors": tensors, "step": state["step"], "rows": rows, "window": state["window"]}
+
+
+def record(name, found):
+    "Keep what a test measured for the figure, if COLANB_RECORD asks for it."
+    if "COLANB_RECORD" not in os.environ: return
+    path = ROOT / "data/results/reliability" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def fork(work):
+    "Run `work` in a process of its own, which has nothing but what was imported; its id."
+    if pid := os.fork(): return pid
+    code = 1
+    try:
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1); os.dup2(quiet, 2)
+        work(); code = 0
+    except SystemExit as error: code = error.code
+    except BaseException as error: Path(os.environ.get("COLANB_TRACE", os.devnull)).write_text("".join(traceback.format_exception(error)))
+    finally: os._exit(code)
+
+
+def wait(pid):
+    "Exit code of a forked process, minus the signal if one ended it."
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 if __name__ == "__main__":
