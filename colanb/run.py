@@ -4,22 +4,27 @@
 
 # %% auto #0
 __all__ = ['VOLATILE', 'declared_parameters', 'parse_parameter', 'scrub_text', 'join_streams', 'scrub', 'write_notebook',
-           'failing_cell', 'execute', 'relay', 'fan_out', 'main']
+           'failing_cell', 'execute', 'relay', 'handing_on', 'end_with', 'fan_out', 'main']
 
 # %% ../nbs/01_run.ipynb #4611761c
 import ast
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterable
 
 import nbformat
 import papermill
+import psutil
 from traitlets.config import Config as KernelConfig
 
 from .config import ROOT, load_profile
@@ -175,6 +180,27 @@ def relay(
         if redrawn: due = time.monotonic() + interval
         print(f"{label} {line.strip()}", flush=True)
 
+# %% ../nbs/01_run.ipynb #4458b113
+@contextmanager
+def handing_on() -> Iterator[Callable[[], bool]]:
+    "Hand SIGTERM on to this process's children; what is yielded says whether it came."
+    came = threading.Event()
+    def hand_on(*_):
+        came.set()
+        if not (children := psutil.Process().children()): raise SystemExit(143)
+        for child in children: child.terminate()
+    before = signal.signal(signal.SIGTERM, hand_on)
+    try: yield came.is_set
+    finally: signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+
+# %% ../nbs/01_run.ipynb #b70ac120
+def end_with(parent: int, interval: float = 0.5) -> None:  # process id, seconds between two looks
+    "Send this process SIGTERM when `parent` is no longer its parent."
+    def watch():
+        while os.getppid() == parent: time.sleep(interval)
+        os.kill(os.getpid(), signal.SIGTERM)
+    threading.Thread(target=watch, daemon=True).start()
+
 # %% ../nbs/01_run.ipynb #047bab0b
 def fan_out(
     notebook: str | Path,  # source notebook
@@ -182,6 +208,7 @@ def fan_out(
     params: dict[str, str],  # parameters as typed; `{seed}` in them too
     seeds: list[int],  # one run each
     workers: int,  # processes at a time, at least 1
+    stopping: Callable[[], bool] = lambda: False,  # whether no more may be started
 ) -> dict[int, int]:  # exit code of each seed
     "Run `notebook` once per seed in processes that share the cores; `ValueError` if the copies would overwrite each other."
     if "{seed}" not in out: raise ValueError(f"out={out!r} needs {{seed}} in it, or the seeds would overwrite each other")
@@ -190,6 +217,7 @@ def fan_out(
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // workers)), "PYTHONIOENCODING": "utf-8"}
 
     def one(seed: int) -> int:
+        if stopping(): return 143
         values = [f"{name}={value}".replace("{seed}", str(seed)) for name, value in params.items()]
         command = [sys.executable, "-m", "colanb.run", str(notebook), out.replace("{seed}", str(seed)), *values, f"seed={seed}"]
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8") as process:
@@ -208,17 +236,19 @@ def main(
         print("usage: python -m colanb.run NOTEBOOK OUT.ipynb name=value ... (seed=each: every seed of the profile)", file=sys.stderr)
         return 2
     notebook, out, given = argv[0], argv[1], dict(pair.split("=", 1) for pair in argv[2:])
-    try:
-        declared = declared_parameters(notebook)
-        if given.get("seed") == "each":
-            profile = load_profile()
-            codes = fan_out(notebook, out, {k: v for k, v in given.items() if k != "seed"}, profile.seeds, profile.workers)
-            if failed := [seed for seed, code in codes.items() if code]: raise RuntimeError(f"{notebook} failed for seeds {failed} of {profile.seeds}")
-        else:
-            execute(notebook, out, **{name: parse_parameter(name, text, declared.get(name)) for name, text in given.items()})
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"colanb.run: {error}", file=sys.stderr)
-        return 1
+    if "DVC_ROOT" in os.environ: end_with(os.getppid())
+    with handing_on() as stopping:
+        try:
+            declared = declared_parameters(notebook)
+            if given.get("seed") == "each":
+                profile = load_profile()
+                codes = fan_out(notebook, out, {k: v for k, v in given.items() if k != "seed"}, profile.seeds, profile.workers, stopping)
+                if failed := [seed for seed, code in codes.items() if code]: raise RuntimeError(f"{notebook} failed for seeds {failed} of {profile.seeds}")
+            else:
+                execute(notebook, out, **{name: parse_parameter(name, text, declared.get(name)) for name, text in given.items()})
+        except (OSError, ValueError, RuntimeError) as error:
+            print(f"colanb.run: {'stopped by SIGTERM' if stopping() else error}", file=sys.stderr)
+            return 143 if stopping() else 1
     return 0
 
 # %% ../nbs/01_run.ipynb #7b7d727d

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['lr_factor', 'vae_rate', 'is_matrix', 'make_optimizers', 'set_rates', 'termination', 'TrainingLog', 'Clock',
            'Objective', 'train_step', 'write_batch', 'fit', 'write_folder', 'save_model', 'load_model', 'validation',
-           'scratch_folder', 'train_stage', 'train_vae', 'train_prior', 'run_stages', 'main']
+           'scratch_folder', 'alone', 'train_stage', 'train_vae', 'train_prior', 'run_stages', 'main']
 
 # %% ../nbs/31_train.ipynb #7e66c7ca
 import json
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from jaxtyping import Bool, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -265,6 +266,16 @@ def scratch_folder(run: RunConfig, corpus: Corpus, stage: str, seed: int) -> Pat
     place = stream(run.model_dump_json(), corpus.manifest["key"], stage, seed).initial_seed()
     return ROOT / "data" / "resume" / f"{run.name}-{stage}-{seed}-{place % 16**8:08x}"
 
+# %% ../nbs/31_train.ipynb #754d144f
+@contextmanager
+def alone(scratch: Path, seconds: float = 30.0) -> Iterator[None]:  # to wait for another one to end
+    "Keep other trainings away from a folder of checkpoints; `ValueError` if one is at work there and does not end."
+    if not current_group().main: yield; return
+    scratch.mkdir(parents=True, exist_ok=True)
+    try: lock = FileLock(scratch / ".lock").acquire(timeout=seconds)
+    except Timeout: raise ValueError(f"another process trains this run: it holds {scratch / '.lock'}") from None
+    with lock: yield
+
 # %% ../nbs/31_train.ipynb #50e9d3a2
 def train_stage(
     model: nn.Module,
@@ -283,8 +294,9 @@ def train_stage(
     "Train a model on a corpus and write it, with its log, to `out`; the checkpoints are dropped."
     config = run.stage1 if stage == "vae" else run.stage2
     scratch, held = scratch or scratch_folder(run, corpus, stage, seed), validation(check, corpus, config.batch_size)
-    log = fit(model, loss_fn, corpus.batches("train", config.batch_size, seed), config, scratch, seed, pad_id=corpus.tokenizer.pad_id,
-              on_eval=lambda m, step: held(m, step) | (on_eval(m, step) if on_eval else {}), **settings)
+    with alone(scratch):
+        log = fit(model, loss_fn, corpus.batches("train", config.batch_size, seed), config, scratch, seed, pad_id=corpus.tokenizer.pad_id,
+                  on_eval=lambda m, step: held(m, step) | (on_eval(m, step) if on_eval else {}), **settings)
     write_folder(out, parts, run, corpus.tokenizer)
     if current_group().main:
         log.to_csv(Path(out) / "log.csv", index=False)
