@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from trainers import KINDS, ready
+from trainers import KINDS, ready, record
 
 SCRIPT = Path(__file__).with_name("trainers.py")
 
@@ -43,6 +43,7 @@ def place(tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_learn_what_one_learns(place, kind):
     one, two = (trained(n, kind, place / f"{kind}{n}", accumulate=a, steps=12, optimizer='"adamw"') for n, a in ((1, 1), (2, 2)))
+    record(f"parallel-{kind}", {"kind": kind, "processes": 2, "apart": apart(one, two), "losses": [t.loss.dropna().tolist() for t in (one, two)]})
     assert apart(one, two) < 1e-5
     assert one.loss.dropna().iloc[-1] < one.loss.dropna().iloc[0]
 
