@@ -74,6 +74,7 @@ def main(
     "Run `colanb-generate`."
     args = generate_parser().parse_args(argv)
     try:
+        sampling(SampleConfig(), args)   # wrong settings are refused before a model is read
         cola = load(args.model or default_model())
         prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
         sampler = Sampler(cola.model.vae, cola.model.dit, cola.tokenizer, sampling(cola.run.sample, args))
@@ -85,3 +86,6 @@ def main(
         return 1
     print()
     return 0
+
+# %% ../nbs/45_cli.ipynb #1c4693d6
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())  # not inside a notebook

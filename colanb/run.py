@@ -23,9 +23,7 @@ from pathlib import Path
 from typing import Any, Iterable
 
 import nbformat
-import papermill
 import psutil
-from traitlets.config import Config as KernelConfig
 
 from .config import ROOT, load_profile
 
@@ -34,6 +32,7 @@ def declared_parameters(
     notebook: str | Path,  # source notebook
 ) -> dict[str, Any]:  # name -> default value
     "Read the one cell tagged `parameters`; `ValueError` for another number of them or a default that is no literal."
+    import papermill   # here and below: it takes a second, in which a wrong parameter is long refused
     cells = nbformat.read(str(notebook), as_version=4).cells
     tagged = sum("parameters" in cell.metadata.get("tags", []) for cell in cells)
     if tagged != 1: raise ValueError(f"{notebook}: {tagged} cells tagged `parameters`, exactly 1 is needed")
@@ -146,6 +145,8 @@ def execute(
     **params: Any,  # scalars for the `parameters` cell
 ) -> Path:  # `out`
     "Run `notebook` and write its scrubbed copy; `ValueError` for wrong arguments, `RuntimeError` for a failing cell."
+    import papermill
+    from traitlets.config import Config as KernelConfig
     notebook, out = Path(notebook), Path(out)
     if out.suffix != ".ipynb": raise ValueError(f"out={str(out)!r} is not an .ipynb file")
     allowed = declared_parameters(notebook)
@@ -244,9 +245,11 @@ def main(
     if os.environ.get("COLANB_PORTABLE") == "1": os.environ.update(PORTABLE)   # kernels inherit it
     with handing_on() as stopping:
         try:
+            profile = load_profile()
+            for name, choices in (("run", profile.runs), ("study", profile.studies)):
+                if given.get(name) not in (None, *choices): raise ValueError(f"{name}={given[name]!r} is not in profile {profile.name!r}; choose from {', '.join(sorted(choices))}")
             declared = declared_parameters(notebook)
             if given.get("seed") == "each":
-                profile = load_profile()
                 codes = fan_out(notebook, out, {k: v for k, v in given.items() if k != "seed"}, profile.seeds, profile.workers, stopping)
                 if failed := [seed for seed, code in codes.items() if code]: raise RuntimeError(f"{notebook} failed for seeds {failed} of {profile.seeds}")
             else:

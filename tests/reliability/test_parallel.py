@@ -24,7 +24,7 @@ def launch(world, kind, folder, **changes):
 def trained(world, kind, folder, **changes):
     "Log of a finished training."
     job = launch(world, kind, folder, **changes)
-    _, errors = job.communicate(timeout=120)
+    _, errors = job.communicate(timeout=240)
     assert job.returncode == 0, errors[-2000:]
     return pd.read_csv(folder / kind / "log.csv")
 

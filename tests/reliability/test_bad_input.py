@@ -1,0 +1,203 @@
+"Wrong parameters and wrong data are refused before anything is trained, in under a second, by name and with what is allowed; pickles are never run."
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from trainers import record
+
+from colanb.baselines import load_baseline
+from colanb.config import ROOT, DataConfig, SampleConfig, load_profile, read_params
+from colanb.data import Corpus, Tokenizer, prepare
+from colanb.flow import ColaDLM
+from colanb.hub import load
+from colanb.likelihood import each_draw, iwae_at
+from colanb.tasks import load_items
+from colanb.train import load_model, main, save_model
+from colanb.vae import TextVAE
+
+TINY, FOUND = read_params()["profile"], []
+
+# where in the active profile, the value put there, what the message must say
+PARAMETERS = [
+    ("seeds", [], ("seeds", "at least")), ("seeds", ["one"], ("seeds", "integer")), ("workers", 0, ("workers", ">= 1")), ("main", "huge", ("main='huge'", "choose from study, tiny")),
+    ("wrokers", 2, ("wrokers", "did you mean 'workers'")), ("slugs", ["rq7"], ("slugs='rq7'", "choose from")), ("studied", ["small"], ("studied='small'", "tiny")),
+    ("corpora.tiny.source", "web", ("corpora.tiny.source='web'", "testbed, text, hf")), ("corpora.tiny.level", "giant", ("level='giant'", "micro, tiny, small, base")),
+    ("corpora.tiny.seq_len", 1, ("seq_len=1", "> 1")), ("corpora.tiny.seq_len", 98, ("data.seq_len=98", "patch_size*block_size=4")), ("corpora.tiny.packing", "loose", ("packing='loose'", "whole, split")),
+    ("corpora.tiny.story_fraction", 1.5, ("story_fraction=1.5", "<= 1")), ("corpora.tiny.documents", 0, ("documents=0", "> 0")), ("corpora.tiny.source", "text", ("data.path is empty", "folder, file or glob")),
+    ("corpora.tiny.source", "hf", ("data.dataset is empty", "name")), ("vaes.tiny.corpus", "books", ("vaes.tiny.corpus='books'", "choose from")), ("priors.tiny.vae", "other", ("priors.tiny.vae='other'", "choose from tiny")),
+    ("priors.more", {"corpus": "tiny"}, ("priors.more", "choose from")),
+    ("runs.tiny.vae.d_latent", 8, ("vae.d_latent=8", "dit.d_latent=16")), ("runs.tiny.vae.patch_size", 0, ("vae.patch_size=0", ">= 1")), ("runs.tiny.vae.heads", 5, ("vae.width=96", "heads=5")),
+    ("runs.tiny.vae.activation", "relu", ("activation='relu'", "swiglu, silu, gelu")), ("runs.tiny.vae.ffn_dim", 255, ("ffn_dim=255", "even")), ("runs.tiny.vae.logsnr", "high", ("logsnr='high'", "number")),
+    ("runs.tiny.dit.block_size", 7, ("seq_len=96", "patch_size*block_size=7")), ("runs.tiny.dit.rope_dim", 33, ("rope_dim=33", "even")), ("runs.tiny.dit.layers", -1, ("layers=-1", ">= 1")),
+    ("runs.tiny.dit.prediction", "noise", ("prediction='noise'", "velocity, z0")), ("runs.tiny.dit.bloc_size", 4, ("bloc_size", "did you mean 'block_size'")),
+    ("runs.tiny.flow.scale", 0, ("flow.scale=0", "> 0")), ("runs.tiny.flow.mask_ratio", 1, ("mask_ratio=1", "> 0 and < 1")), ("runs.tiny.flow.schedule", "cosine", ("schedule='cosine'", "logit_normal, uniform")),
+    ("runs.tiny.flow.beta", -0.1, ("beta=-0.1", ">= 0")), ("runs.tiny.flow.lambda_maks", 1, ("lambda_maks", "did you mean 'lambda_mask'")),
+    ("runs.tiny.stage1.steps", 0, ("stage1.steps=0", ">= 1")), ("runs.tiny.stage2.strategy", "frozen", ("strategy='frozen'", "fixed, joint, scratch, interval")), ("runs.tiny.stage2.lr", "1e-3x", ("lr='1e-3x'", "> 0")),
+    ("runs.tiny.stage2.optimizer", "adam", ("optimizer='adam'", "adamw, muon")), ("runs.tiny.stage2.precision", "fp16", ("precision='fp16'", "fp32, bf16")), ("runs.tiny.stage2.accumulate", 0, ("accumulate=0", ">= 1")),
+    ("runs.tiny.stage2.keep_latest", 0, ("keep_latest=0", ">= 1")), ("runs.tiny.sample.guidance_scale", -1, ("guidance_scale=-1", ">= 0")), ("runs.tiny.sample.top_p", 0, ("top_p=0", "> 0 and <= 1")),
+    ("runs.tiny.sample.first_block", "pad", ("first_block='pad'", "clean, repaint, left_pad, right_pad")), ("runs.tiny.sample.steps", 2.5, ("sample.steps=2.5", "integer")),
+    ("tasks.names", ["lambda"], ("tasks.names", "lambada")), ("tasks.items", 0, ("items=0", ">= 1")), ("sweeps.rq3_cfg.settings", [{"guidance": 3}], ("sweeps.rq3_cfg.settings.0.guidance", "guidance_scale")),
+    ("sweeps.likelihood.settings", [{"method": "heun"}], ("method='heun'", "dopri5, euler, midpoint, rk4")), ("sweeps.likelihood.settings", [{"rtol": 0}], ("rtol=0", "> 0")),
+    ("studies.rq1.base", "tyni", ("'tyni'", "choose from")), ("studies.rq1.corpus", "wiki", ("studies.rq1.corpus='wiki'", "choose from")),
+    ("studies.rq1.grid", [{"flow.lok": [1.0]}], ("flow.lok", "did you mean 'loc'")), ("studies.rq1.probes", ["rank"], ("probes", "ranked")), ("studies.rq3_block.checkpoints", [333], ("checkpoints=[333]", "multiples of stage2.eval_every")),
+    ("studies.rq4.grid", [{"baseline.family": ["gpt"]}], ("baseline.family='gpt'", "ar, llada, plaid")),
+]
+
+
+def changed(place, value):
+    "The active profile with one entry changed."
+    profile, *path, last = [deepcopy(TINY), *place.split(".")]
+    at = profile
+    for step in path: at = at[step]
+    at[last] = value
+    return profile
+
+
+def refused(name, call, said, limit=1.0):
+    "The call must raise `ValueError` in time, and say everything in `said`."
+    began = time.monotonic()
+    with pytest.raises(ValueError) as caught: call()
+    seconds, message = time.monotonic() - began, str(caught.value)
+    assert all(s in message for s in said), message
+    assert seconds < limit
+    FOUND.append({"input": name, "message": message.split("\n")[0].replace(str(ROOT), "")[:220], "seconds": round(seconds, 3)})
+
+
+@pytest.mark.parametrize("place,value,said", PARAMETERS, ids=[f"{p}={v}"[:60] for p, v, _ in PARAMETERS])
+def test_wrong_parameters(tmp_path, place, value, said):
+    path = tmp_path / "params.yaml"
+    path.write_text(json.dumps({"profile": changed(place, value)}))
+    refused(f"{place}={value!r}", lambda: load_profile(path), said)
+
+
+FILES = {"a: 1\na: 2\n": "duplicate", "a:\t1\n\tb: 2\n": "not readable", "tiny: &tiny {name: x}\nprofile: *huge\n": "huge", "- a\n- b\n": "profiles under names", "tiny: {name: tiny}\n": "no profile 'profile'",
+         "profile: !!python/object/apply:os.system [touch CANARY]\n": "not readable", "profile: text\n": "profile"}
+
+
+@pytest.mark.parametrize("text,said", FILES.items())
+def test_wrong_parameter_files(tmp_path, text, said):
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace("CANARY", str(tmp_path / "canary")))
+    refused(f"params.yaml: {text!r}", lambda: load_profile(path), (said,))
+    assert not (tmp_path / "canary").exists()
+
+
+def test_an_unknown_profile(): refused("load_profile(name='huge')", lambda: load_profile(name="huge"), ("'huge'", "tiny"))
+
+
+def test_wrong_arguments(capsys):
+    vae = load_profile().run("tiny").vae.replace(vocab_size=20)
+    refused("K=0", lambda: each_draw(None, range(2), 0, 5, False, ""), ("samples=0", ">= 1"))
+    refused("chunk=0", lambda: each_draw(None, range(2), 5, 0, False, ""), ("chunk=0", ">= 1"))
+    refused("iwae_at(size=0)", lambda: iwae_at(torch.zeros(2, 4), 0), ("size=0", "1..4"))
+    refused("patch_size=2, 5 tokens", lambda: TextVAE(vae.replace(patch_size=2)).encode(torch.zeros(1, 5, dtype=torch.long)), ("5 tokens", "patch_size=2"))
+    refused("steps=0", lambda: SampleConfig().replace(steps=0), ("steps=0", ">= 1"))
+    refused("testbed with named splits", lambda: DataConfig(test=["a"]), ("data.test", "share"))
+    refused("a share of 1", lambda: DataConfig(source="text", path="x", validation=1.0), ("data.validation=1.0", "< 1"))
+    for words, said in ((["run=huge"], "choose from ['study', 'tiny']"), (["run=tiny", "stage=3"], "['prior', 'vae']"), (["run=tiny", "profile=huge"], "choose from"), (["runn=tiny"], "usage"), (["run=tiny", "seed=x"], "usage")):
+        assert main(words) in (1, 2) and said in capsys.readouterr().err
+        FOUND.append({"input": f"colanb.train {' '.join(words)}", "message": said, "seconds": 0})
+
+
+COMMANDS = [   # command lines, and what they must print
+    ("run nbs/exp/51_train_vae.ipynb X.ipynb run=tyni", "tyni"), ("run nbs/exp/51_train_vae.ipynb X.ipynb rnu=tiny", "no parameter rnu"), ("run nbs/exp/51_train_vae.ipynb X.ipynb seed=one", "seed='one'"),
+    ("config huge", "choose from"), ("cli --guidance -1", "guidance"), ("cli --steps 0", "steps")]
+
+
+@pytest.mark.parametrize("command,said", COMMANDS)
+def test_command_lines(tmp_path, command, said):
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", *f"colanb.{command}".replace("X.ipynb", str(tmp_path / "x.ipynb")).split()], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode and said in done.stderr, done.stderr[-600:]
+    FOUND.append({"input": f"python -m colanb.{command}", "message": done.stderr.strip().split("\n")[-1][-220:], "seconds": round(time.monotonic() - began, 2)})
+
+
+# data: a file, the line that is wrong in it, and the rule
+GOOD = {"txt": "once upon a time", "jsonl": '{"text": "once upon a time"}'}
+BAD_LINES = {"malformed JSON": (b'{"text": "once', "malformed JSON"), "wrong type": (b'{"text": 7}', "must be a string, not int"), "no text": (b'{"words": "a"}', "no field 'text'"), "a list": (b'["a"]', "must be an object"),
+             "invalid UTF-8": (b'{"text": "a\xff"}', "invalid UTF-8"), "NUL": (b'{"text": "a\\u0000b"}', "NUL"), "lone surrogate": (b'{"text": "\\ud800"}', "surrogate"), "empty": (b'{"text": "  "}', "empty text")}
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_one_line_in_a_hundred_is_wrong(tmp_path, name):
+    line, rule = BAD_LINES[name]
+    lines = [line if i % 100 == 57 else json.dumps({"text": f"story {i} of a fox and a hen"}).encode() for i in range(300)]
+    (tmp_path / "corpus.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    config = DataConfig(source="text", path=str(tmp_path / "corpus.jsonl"), vocab_size=40, seq_len=16, validation=0.1, test=0.1)
+    refused(f"jsonl, {name}", lambda: prepare(config, tmp_path / "strict"), ("corpus.jsonl, line 58", rule))
+    manifest = prepare(config.replace(on_error="skip"), tmp_path / "skip").manifest
+    assert (manifest["read"], manifest["kept"], sum(manifest["skipped"].values())) == (300, 297, 3) and any(rule in r for r in manifest["skipped"])
+
+
+@pytest.mark.parametrize("name,content,rule", [("binary.txt", bytes(range(128, 256)) * 9, "line 1: invalid UTF-8"), ("nul.txt", b"one\ntwo \0 three", "line 2: NUL"), ("empty.txt", b"", "empty text"), ("empty.jsonl", b"", "empty text"),
+                                               ("binary.jsonl", b"\x89PNG\r\n\x1a\n" * 5, "line 1")])
+def test_files_that_are_no_text(tmp_path, name, content, rule):
+    for i in range(20): (tmp_path / f"good{i}.txt").write_text(f"story {i} of a fox and a hen")
+    (tmp_path / name).write_bytes(content)
+    config = DataConfig(source="text", path=str(tmp_path), vocab_size=40, seq_len=16, validation=0.1, test=0.1)
+    refused(name, lambda: prepare(config, tmp_path / "strict"), (name, rule))
+    manifest = prepare(config.replace(on_error="skip"), tmp_path / "skip").manifest
+    assert manifest["kept"] == 20 and manifest["read"] == 20 + sum(manifest["skipped"].values()) and manifest["skipped"]
+
+
+def test_odd_but_good_text_is_kept(tmp_path):
+    "A line of ten megabytes, Windows line ends, a byte-order mark."
+    (tmp_path / "long.jsonl").write_text(json.dumps({"text": "fox hen " * 1_250_000}) + "\n")
+    (tmp_path / "windows.txt").write_bytes(b"\xef\xbb\xbffox\r\nhen\r\n")
+    (tmp_path / "plain.txt").write_text("hen fox")
+    corpus = prepare(DataConfig(source="text", path=str(tmp_path), vocab_size=20, seq_len=512, validation=["plain"], test=["windows"]), tmp_path / "out")
+    assert corpus.manifest["kept"] == 3 and not corpus.manifest["skipped"] and corpus.split("train").size >= 2_500_000
+    assert corpus.tokenizer.decode(corpus.split("test")[0]) == "fox\nhen\n"
+
+
+def test_missing_places(tmp_path):
+    refused("a missing folder", lambda: prepare(DataConfig(source="text", path=str(tmp_path / "nowhere")), tmp_path / "out"), ("data.path", "nowhere"))
+    (tmp_path / "other").mkdir(); (tmp_path / "other/picture.png").write_bytes(b"\x89PNG")
+    refused("a folder without text", lambda: prepare(DataConfig(source="text", path=str(tmp_path / "other")), tmp_path / "out"), ("data.path", ".txt or .jsonl"))
+    for call in (load_model, load_baseline, Corpus.load): refused(f"{call.__name__} of a missing folder", lambda: call(tmp_path / "nowhere"), ("nowhere",))
+
+
+class Canary:
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return os.system, (f"touch {self.path}",)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    "A model folder and a corpus, untrained but whole."
+    place = tmp_path_factory.mktemp("whole")
+    corpus = prepare(DataConfig(level="micro", documents=60, seq_len=32, packing="whole"), place / "tokens")
+    run = load_profile(name="smoke").run("smoke").replace(data=DataConfig(level="micro", documents=60, seq_len=32, packing="whole"))
+    run = run.replace(vae=run.vae.replace(vocab_size=corpus.tokenizer.vocab_size))
+    save_model(place / "model", ColaDLM(run.vae, run.dit), run, corpus.tokenizer)
+    return place
+
+
+PICKLES = [("model", name, load_model) for name in ("vae.safetensors", "dit.safetensors", "run.json", "tokenizer.json")] + [("model", "baseline.safetensors", load_baseline)] + [
+    ("tokens", name, lambda place: Corpus.load(place).split("train")) for name in ("train.arrow", "manifest.json", "tokenizer.json")] + [
+    ("model", "vae.safetensors", lambda place: load(str(place))), ("model", "pytorch_model.bin", lambda place: load(str(place))), ("tokens", "tokenizer.json", lambda place: Tokenizer.load(place / "tokenizer.json")),
+    ("tokens", "items.jsonl", lambda place: load_items(place / "items.jsonl", "lambada"))]
+
+
+@pytest.mark.parametrize("folder,name,opened", PICKLES, ids=[f"{f}/{n}-{i}" for i, (f, n, _) in enumerate(PICKLES)])
+def test_pickles_are_not_run(trained, tmp_path, folder, name, opened):
+    shutil.copytree(trained / folder, tmp_path / folder)
+    if name.endswith(".bin"): [p.unlink() for p in (tmp_path / folder).glob("*.safetensors")]
+    (tmp_path / folder / name).write_bytes(pickle.dumps(Canary(tmp_path / "canary")))
+    with pytest.raises(Exception): opened(tmp_path / folder)
+    assert not (tmp_path / "canary").exists()
+    pickle.loads((tmp_path / folder / name).read_bytes()); assert (tmp_path / "canary").exists()   # it would have been seen
+    FOUND.append({"input": f"a pickle as {folder}/{name}", "message": "refused", "seconds": 0})
+
+
+def test_enough_was_tried():
+    record("bad_input", FOUND)
+    assert len(PARAMETERS) >= 40
