@@ -248,7 +248,7 @@ def noised(h0: Float[Tensor, "b l d"], noise: Float[Tensor, "b l d"], logsnr: Fl
 def token_evidence(z: Float[Tensor, "b l d"], table: Float[Tensor, "v d"], logsnr: Float[Tensor, "b"]) -> Float[Tensor, "b l v"]:
     "log q(z | token) up to a constant, in fp32."
     slope = (logsnr.sigmoid().sqrt() / (-logsnr).sigmoid())[:, None, None]
-    with torch.autocast(z.device.type, enabled=False): return slope * z.float() @ table.float().T
+    with torch.autocast("cpu" if z.is_meta else z.device.type, enabled=False): return slope * z.float() @ table.float().T
 
 # %% ../nbs/33_baselines.ipynb #8eaa0685
 def make_baseline(config: BaselineConfig) -> Baseline:

@@ -374,6 +374,7 @@ class Profile(Config):
     runs: dict[str, dict[str, Any]]
     vaes: dict[str, dict[str, str]] = Field(description="stage 1: run -> {corpus}")
     priors: dict[str, dict[str, str]] = Field(description="stage 2: run -> {corpus, vae}")
+    rivals: dict[str, dict[str, str]] = Field({}, description="baselines outside studies, trained by `colanb.train`: run -> {corpus}")
     tasks: TaskConfig = TaskConfig()
     slugs: list[str] = Field([], description="figures that need scores, keys of `sweeps`")
     sweeps: dict[str, SweepConfig] = {}
@@ -383,7 +384,7 @@ class Profile(Config):
     def run(self, name: str) -> RunConfig:  # name of a run in `runs`
         "The validated run `name` with its corpus; unknown names raise `ValueError`."
         if name not in self.runs: raise ValueError(f"run {name!r} is not in profile {self.name!r}: choose from {sorted(self.runs)}")
-        corpus = (self.priors.get(name) or self.vaes.get(name) or {}).get("corpus")
+        corpus = (self.priors.get(name) or self.vaes.get(name) or self.rivals.get(name) or {}).get("corpus")
         if corpus not in self.corpora: raise ValueError(f"run {name!r} has corpus {corpus!r}: choose from {sorted(self.corpora)}")
         return RunConfig.read({"name": name, "data": self.corpora[corpus].model_dump(), **self.runs[name]}, f"runs.{name}")
 
@@ -400,12 +401,12 @@ class Profile(Config):
     def problems(self) -> Iterator[str]:
         "What is wrong with any run, study or sweep, one message each."
         named = {"main": ([self.main], self.runs), "slugs": (self.slugs, self.sweeps), "studied": (self.studied, [self.name])}
-        named |= {f"{kind}.{run}.corpus": ([entry.get("corpus")], self.corpora) for kind in ("vaes", "priors") for run, entry in getattr(self, kind).items()}
-        named |= {f"{kind}.{run}": ([run], self.runs) for kind in ("vaes", "priors") for run in getattr(self, kind)}
+        named |= {f"{kind}.{run}.corpus": ([entry.get("corpus")], self.corpora) for kind in ("vaes", "priors", "rivals") for run, entry in getattr(self, kind).items()}
+        named |= {f"{kind}.{run}": ([run], self.runs) for kind in ("vaes", "priors", "rivals") for run in getattr(self, kind)}
         named |= {f"priors.{run}.vae": ([entry["vae"]] if "vae" in entry else [], self.vaes) for run, entry in self.priors.items()}
         for place, (names, choices) in named.items():
             for name in set(names) - set(choices): yield f"{place}={name!r}: choose from {', '.join(sorted(choices)) or 'nothing'}"
-        checks = [(self.run, name) for name in {**self.vaes, **self.priors}.keys() & self.runs] + [(self.study_runs, name) for name in self.studies]
+        checks = [(self.run, name) for name in {**self.vaes, **self.priors, **self.rivals}.keys() & self.runs] + [(self.study_runs, name) for name in self.studies]
         for check, name in checks:
             try: made = check(name)
             except ValueError as error: yield str(error); continue
@@ -463,7 +464,7 @@ def check_params(names: list[str]) -> int:   # profiles; none: all
     for name in names:
         try:
             profile = load_profile(name=name)
-            print(f"{name}: {len({**profile.vaes, **profile.priors})} runs, {sum(len(profile.study_runs(s)) for s in profile.studies)} in {len(profile.studies)} studies, {len(profile.seeds)} seeds")
+            print(f"{name}: {len({**profile.vaes, **profile.priors, **profile.rivals})} runs, {sum(len(profile.study_runs(s)) for s in profile.studies)} in {len(profile.studies)} studies, {len(profile.seeds)} seeds")
         except ValueError as error: print(error, file=sys.stderr); code = 1
     return code
 

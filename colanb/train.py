@@ -354,14 +354,14 @@ def run_stages(
     name: str,            # a run of the profile
     seed: int,
     profile: str | None = None,
-    stage: str | None = None,   # vae or prior; None: all
+    stage: str | None = None,   # vae, prior or rival; None: all it has
     out: str = "data",    # where `tokens`, `vaes` and `runs` are
     device: str | None = None,
 ) -> None:
     "Train a run of a profile in all its stages; `ValueError` for a stage it does not have."
     chosen, place = load_profile(name=profile), ROOT / out
     run, group = chosen.run(name), current_group()
-    plan = {stage: entries[name] for stage, entries in (("vae", chosen.vaes), ("prior", chosen.priors)) if name in entries}
+    plan = {stage: entries[name] for stage, entries in (("vae", chosen.vaes), ("prior", chosen.priors), ("rival", chosen.rivals)) if name in entries}
     if stage is not None and stage not in plan: raise ValueError(f"stage={stage!r}: run {name!r} has {sorted(plan)}")
     for step, entry in plan.items():
         if stage not in (None, step): continue
