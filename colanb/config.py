@@ -98,10 +98,11 @@ class DataConfig(Config):
     data_files: str | None = Field(None, description="hf: local files for a builder such as `json`")
     streaming: bool = Field(True, description="hf: stream instead of download")
     limit: int | None = Field(None, gt=0, description="hf: documents read at most")
-    tokenizer: str = Field("word", description="`word`, `bpe`, or the path of a tokenizer.json")
+    tokenizer: str = Field("word", description="`word`, `bpe`, the path of a tokenizer.json, or a hub name that has one")
     vocab_size: int = Field(4096, gt=16, description="bpe: entries, special tokens included")
     seq_len: int = Field(512, gt=1, description="tokens per training sequence")
     packing: Literal["whole", "split"] = Field("split", description="keep documents whole, or join and cut them")
+    shard_sequences: int | None = Field(None, ge=1, description="sequences per file; the source is then read once, in bounded memory, and a stopped reading goes on")
     seed: int = Field(6198, ge=0, description="seed of the data (paper, Table 8)")
 
     @model_validator(mode="after")

@@ -1,0 +1,143 @@
+"Corpora beyond memory: the same from parquet files like FineWeb-Edu's and TinyStories', after a kill too; bounded memory; a loader faster than the trainer; a tokenizer from the hub."
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import hf_hub_download
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from trainers import fork, record, wait
+
+from colanb.config import DataConfig, load_profile
+from colanb.data import Corpus, cache_key, prepare
+from colanb.report import read_logs
+
+WORDS = "the fox and the hen went to the river and saw a boat full of apples under an old tree".split()
+
+
+def texts(count, start=0):
+    return [f"story {i} . " + " ".join(WORDS[(i * 7 + k * (1 + i % 5)) % len(WORDS)] for k in range(60 + i % 90)) for i in range(start, start + count)]
+
+
+def fineweb(path, count, files=3):
+    "Files with the columns of FineWeb-Edu."
+    path.mkdir(parents=True)
+    for f in range(files):
+        part = texts(count // files, f * (count // files))
+        n = len(part)
+        pq.write_table(pa.table({
+            "text": part, "id": [f"<urn:uuid:{f}-{i}>" for i in range(n)], "dump": ["CC-MAIN-2024-10"] * n, "url": ["https://example.org"] * n, "file_path": ["s3://"] * n, "language": ["en"] * n,
+            "language_score": [0.9] * n, "token_count": [80] * n, "score": [3.1] * n, "int_score": [3] * n}), path / f"part-{f}.parquet", row_group_size=200)
+    return DataConfig(source="hf", dataset="parquet", data_files=str(path / "*.parquet"), vocab_size=400, tokenizer="bpe", seq_len=64, validation=0.03, test=0.02, shard_sequences=64)
+
+
+def olmo_like(path):
+    "A tokenizer.json with the special tokens of OLMo 2's: no <|unk|>, padding the last of the vocabulary."
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.train_from_iterator(texts(200), trainers.BpeTrainer(vocab_size=500, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False))
+    backend.add_special_tokens(["<|endoftext|>", "<|im_end|>", "<|pad|>"])
+    backend.save(str(path))
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir())}
+
+
+def documents(corpus, split):
+    joined = corpus.split(split)[:].ravel()
+    return sorted(corpus.tokenizer.decode(d) for d in np.split(joined, np.flatnonzero(joined == corpus.tokenizer.eos_id) + 1)[:-1])
+
+
+def test_every_document_comes_back_and_files_of_any_number_hold_the_same(tmp_path):
+    config = fineweb(tmp_path / "web", 1200)
+    corpus = prepare(config, tmp_path / "out")
+    assert sorted(sum((documents(corpus, s) for s in ("train", "validation", "test")), [])) == sorted(texts(1200))
+    assert len(corpus.manifest["shards"]["train"]) > 5 and corpus.manifest["splits"]["validation"]["documents"] > 10
+    other = prepare(config.replace(shard_sequences=1000), tmp_path / "other")
+    assert (other.split("train")[:] == corpus.split("train")[:]).all()
+    stories = DataConfig(source="hf", dataset="parquet", data_files=str(tmp_path / "tiny.parquet"), tokenizer="word", vocab_size=300, seq_len=64, packing="whole", validation=0.05, test=0.05, shard_sequences=20)
+    pq.write_table(pa.table({"text": texts(300)}), tmp_path / "tiny.parquet")
+    tiny = prepare(stories, tmp_path / "tiny")
+    assert tiny.manifest["kept"] == 300 and len(tiny.split("train")) == tiny.manifest["splits"]["train"]["sequences"]
+
+
+@pytest.mark.parametrize("when", [2, 5, 9])
+def test_a_killed_reading_goes_on_and_ends_with_the_same_bytes(tmp_path, when):
+    config = fineweb(tmp_path / "web", 3000)
+    prepare(config, tmp_path / "whole")
+    place = tmp_path / f".out-{cache_key(config)[:12]}" / "new"
+    pid = fork(lambda: prepare(config, tmp_path / "out"))
+    while len(list(place.glob("train-*.arrow"))) < when and not (tmp_path / "out").exists(): time.sleep(0.0005)
+    os.kill(pid, signal.SIGKILL)
+    assert wait(pid) == -signal.SIGKILL and not (tmp_path / "out").exists()
+    assert wait(fork(lambda: prepare(config, tmp_path / "out"))) == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole") and not place.exists()
+    record(f"streaming_killed-{when}", {"killed after shards": when, "shards": len(Corpus.load(tmp_path / "out").manifest["shards"]["train"]), "same": True})
+
+
+MEASURE = """
+    import sys, json, threading, time, psutil
+    from pathlib import Path
+    sys.path.insert(0, sys.argv[1])
+    from colanb.config import DataConfig
+    from colanb.data import prepare
+    config, out = DataConfig.model_validate_json(sys.argv[2]), sys.argv[3]
+    process, peak, on = psutil.Process(), [0], [True]
+    def watch():
+        while on[0]: peak[0] = max(peak[0], process.memory_info().rss); time.sleep(0.005)
+    import datasets, tokenizers
+    prepare(config.replace(limit=60), out + "-warm")
+    base = process.memory_info().rss
+    thread = threading.Thread(target=watch); thread.start(); began = time.time()
+    corpus = prepare(config, out); seconds = time.time() - began
+    on[0] = False; thread.join()
+    print(json.dumps({"grown": peak[0] - base, "seconds": seconds, "tokens": corpus.manifest["splits"]["train"]["tokens"]}))
+"""
+
+
+def test_memory_does_not_grow_with_the_source(tmp_path):
+    found = {}
+    for count in (3000, 30_000):
+        config = fineweb(tmp_path / f"web{count}", count)
+        done = subprocess.run([sys.executable, "-c", textwrap.dedent(MEASURE), str(Path(__file__).parent), config.model_dump_json(), str(tmp_path / f"out{count}")], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-1500:]
+        found[count] = json.loads(done.stdout)
+    record("streaming_memory", found)
+    assert found[30_000]["grown"] < found[3000]["grown"] + 40 * 2**20, found
+
+
+def test_the_loader_feeds_ten_trainers(tmp_path):
+    "Batches of the main run, rows from many files in random order, against what its trainer took on this project's own machine."
+    config = fineweb(tmp_path / "web", 9000).replace(seq_len=96)
+    corpus, run = prepare(config, tmp_path / "out"), load_profile(name="tiny").run("tiny")
+    batches = corpus.batches("train", run.stage2.batch_size, 0)
+    batches[0]; began, steps = time.perf_counter(), 300
+    for step in range(steps): batches[step]
+    loader = steps * run.stage2.batch_size * 96 / (time.perf_counter() - began)
+    trainer = max(log.tokens_per_second.median() for log in read_logs("tiny", "prior").values())
+    record("streaming_throughput", {"loader": loader, "trainer": trainer, "ratio": loader / trainer, "shards": len(corpus.manifest["shards"]["train"])})
+    assert loader > 10 * trainer, (loader, trainer)
+
+
+def test_a_tokenizer_from_the_hub(tmp_path, monkeypatch):
+    "The hub's cache, as a download leaves it; without it, a message."
+    snapshot = tmp_path / "hub/models--allenai--OLMo-2-1124-7B"
+    (snapshot / "snapshots/abc").mkdir(parents=True); (snapshot / "refs").mkdir(); (snapshot / "refs/main").write_text("abc")
+    olmo_like(snapshot / "snapshots/abc/tokenizer.json")
+    monkeypatch.setattr("colanb.data.hf_hub_download", partial(hf_hub_download, cache_dir=tmp_path / "hub", local_files_only=True))
+    config = fineweb(tmp_path / "web", 300).replace(tokenizer="allenai/OLMo-2-1124-7B")
+    corpus = prepare(config, tmp_path / "out")
+    assert (corpus.tokenizer.pad_id, corpus.tokenizer.unk_id) == (corpus.tokenizer.vocab_size - 1, None)
+    assert sorted(sum((documents(corpus, s) for s in ("train", "validation", "test")), [])) == sorted(texts(300))
+    with pytest.raises(ValueError, match="allenai/OLMo-3.*no such file, and no tokenizer.json of that name"): prepare(config.replace(tokenizer="allenai/OLMo-3"), tmp_path / "none")
