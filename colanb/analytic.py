@@ -183,7 +183,7 @@ def field_loss(
     batch: int = 64,                   # latents per field and step
 ) -> Callable[..., Loss]:              # for `train.fit`
     "Flow-matching loss (Eq 3.7) of every field under its own logit-normal schedule, summed over fields."
-    def loss(model: FieldEnsemble, ids, valid, generator: torch.Generator, rows: slice) -> Loss:
+    def loss(model: FieldEnsemble, ids, valid, generator: torch.Generator, rows: slice = slice(None)) -> Loss:
         t = torch.sigmoid(loc[:, None, None] + scale * torch.randn(len(loc), batch, 1, generator=generator)).clamp(1e-4, 1 - 1e-4)
         z0, context = draw((len(loc), batch), t, generator)
         z1 = torch.randn(z0.shape, generator=generator)

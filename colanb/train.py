@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['lr_factor', 'vae_rate', 'is_matrix', 'make_optimizers', 'set_rates', 'termination', 'TrainingLog', 'Clock',
-           'Objective', 'train_step', 'write_batch', 'fit', 'write_folder', 'save_model', 'load_model', 'validation',
+           'Objective', 'train_step', 'recorded', 'fit', 'write_folder', 'save_model', 'load_model', 'validation',
            'scratch_folder', 'alone', 'train_stage', 'train_vae', 'train_prior', 'run_stages', 'main']
 
 # %% ../nbs/31_train.ipynb #7e66c7ca
@@ -165,12 +165,14 @@ def train_step(objective: Objective, ids: Int[Tensor, "b l"], optimizers: list, 
     return values
 
 # %% ../nbs/31_train.ipynb #4bc16451
-def write_batch(scratch: Path, step: int, seed: int, ids: Int[Tensor, "b l"], error: FloatingPointError) -> Path:
-    "Write down the batch, seed and values with which a step failed."
-    path = scratch / f"not-finite-{step:07d}.json"
-    found = json.dumps({"step": step, "seed": seed, "error": str(error), "ids": ids.tolist()})
-    write_atomically(path, lambda place: place.write_text(found))
-    return path
+@contextmanager
+def recorded(scratch: Path, step: int, seed: int, ids: Int[Tensor, "b l"]) -> Iterator[None]:
+    "If values are not finite in what follows, write down batch, seed and values, and say where."
+    try: yield
+    except FloatingPointError as error:
+        path, found = scratch / f"not-finite-{step:07d}.json", json.dumps({"step": step, "seed": seed, "error": str(error), "ids": ids.tolist()})
+        write_atomically(path, lambda place: place.write_text(found))
+        raise FloatingPointError(f"{error}; the batch is in {path}") from None
 
 # %% ../nbs/31_train.ipynb #182ababf
 def fit(
@@ -190,8 +192,7 @@ def fit(
     if scratch is None:
         with tempfile.TemporaryDirectory() as folder: return fit(model, loss_fn, batches, config, Path(folder), seed, rates, on_eval, pad_id, label, until)
     use(model, compiled=config.compiled, recompute=config.recompute)
-    group, objective = current_group(), Objective(model, loss_fn)
-    shard(objective, group, config.precision)
+    objective = shard(Objective(model, loss_fn), group := current_group(), config.precision)
     optimizers, device = make_optimizers(model, config), next(model.parameters()).device
     state = load_checkpoint(scratch, model, optimizers) or {"step": 0, "rows": [], "window": [], "seconds": 0.0}
     log = TrainingLog(Path(scratch) / "log.csv", state["rows"]); log.window = state["window"]
@@ -202,8 +203,7 @@ def fit(
             for part, rate in rates(step).items(): getattr(model, part).requires_grad_(rate > 0)
             set_rates(optimizers, factor := lr_factor(step, config), rates(step))
             ids, done = batches[step].to(device), step + 1
-            try: log.window.append(train_step(objective, ids, optimizers, config, (seed, label, step), pad_id))
-            except FloatingPointError as error: raise FloatingPointError(f"{error}; the batch is in {write_batch(Path(scratch), step, seed, ids, error)}") from None
+            with recorded(Path(scratch), step, seed, ids): log.window.append(train_step(objective, ids, optimizers, config, (seed, label, step), pad_id))
             clock.count(ids.numel())
             if done % config.log_every == 0 or done == config.steps:
                 bar.set_postfix(loss=f"{log.window[-1]['loss']:.3f}")

@@ -133,7 +133,7 @@ def test_a_value_that_is_not_finite_stops_before_the_update(place, monkeypatch, 
     assert all(torch.equal(after[k], v) for k, v in kept["before"].items())
     dump = json.loads((folder / "scratch/not-finite-0000007.json").read_text())
     assert (dump["step"], dump["seed"], dump["ids"]) == (7, 0, kept["ids"]) and "not-finite-0000007.json" in str(caught.value)
-    record(f"not_finite-{kind}-{where}-{value}", {"kind": kind, "where": where, "value": value, "message": str(caught.value).replace(str(folder), "run")[:160]})
+    record("not_finite", {"kind": kind, "where": where, "value": value, "message": str(caught.value).replace(str(folder), "run")[:160]}, f"{kind}-{where}-{value}")
 
 
 class Canary:

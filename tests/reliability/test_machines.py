@@ -35,6 +35,6 @@ def test_portable_settings_give_the_same_bits(tmp_path, kind):
             weights = hashlib.sha256(b"".join(f.read_bytes() for f in sorted((folder / kind).glob("*.safetensors")))).hexdigest()
             losses = pd.read_csv(folder / kind / "log.csv").loss.dropna().tolist()
             found.append({"kind": kind, "portable": portable, "machine": name, "weights": weights[:16], "losses": losses, "seconds": round(time.monotonic() - began, 1)})
-    record(f"machines-{kind}", found)
+    record("machines", found, kind)
     assert len({f["weights"] for f in found if f["portable"]}) == 1
     assert len({f["weights"] for f in found if not f["portable"]}) > 1     # else the emulation does nothing

@@ -43,7 +43,7 @@ def place(tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_learn_what_one_learns(place, kind):
     one, two = (trained(n, kind, place / f"{kind}{n}", accumulate=a, steps=12, optimizer='"adamw"') for n, a in ((1, 1), (2, 2)))
-    record(f"parallel-{kind}", {"kind": kind, "processes": 2, "apart": apart(one, two), "losses": [t.loss.dropna().tolist() for t in (one, two)]})
+    record("parallel", {"kind": kind, "processes": 2, "apart": apart(one, two), "losses": [t.loss.dropna().tolist() for t in (one, two)]}, kind)
     assert apart(one, two) < 1e-5
     assert one.loss.dropna().iloc[-1] < one.loss.dropna().iloc[0]
 
@@ -78,3 +78,12 @@ def test_a_killed_rank_ends_the_job_and_it_resumes(place):
     job.communicate(timeout=60)
     assert job.returncode != 0 and not (folder / "ar/log.csv").exists()
     assert apart(whole, trained(2, "ar", folder, steps=60)) == 0
+
+
+def test_from_the_command_line(tmp_path):
+    words = ["-m", "colanb.train", "profile=smoke", "run=smoke", "stage=vae", f"out={tmp_path}"]
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *words], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    log = pd.read_csv(tmp_path / "vaes/smoke/0/log.csv")
+    assert log.step.iloc[-1] == 150 and log.accuracy.dropna().iloc[-1] > 0.9
+    assert (tmp_path / "vaes/smoke/0/vae.safetensors").exists()

@@ -79,7 +79,7 @@ def test_killed_trainings_end_where_they_would_have(place, whole, kind):
         killed = reached.value
         assert wait(fork(lambda: work(kind, folder))) == 0
         found.append({"kind": kind, "in_save": in_save, "killed_at": killed, "went_on_from": first.value, "same": state_of(folder) == whole[kind]})
-    record(f"killed-{kind}", found)
+    record("killed", found, kind)
     assert all(f["same"] for f in found), found
     assert all(f["killed_at"] - f["went_on_from"] <= SAVE_EVERY for f in found), found
     assert any(f["went_on_from"] > 0 for f in found)
@@ -95,5 +95,5 @@ def test_sigterm_saves_and_exits_with_143(place, whole, kind):
     saved = max((folder / "scratch").glob("step-*")).name
     assert code == 143 and seconds < 10 and int(saved[5:]) == reached.value + 1
     assert wait(fork(lambda: work(kind, folder))) == 0
-    record(f"terminated-{kind}", {"kind": kind, "seconds": seconds, "code": code, "saved": saved, "same": state_of(folder) == whole[kind]})
+    record("terminated", {"kind": kind, "seconds": seconds, "code": code, "saved": saved, "same": state_of(folder) == whole[kind]}, kind)
     assert first.value == int(saved[5:]) and state_of(folder) == whole[kind]

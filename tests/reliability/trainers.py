@@ -59,11 +59,12 @@ def state_of(folder):
     return {"tensors": tensors, "step": state["step"], "rows": rows, "window": state["window"]}
 
 
-def record(name, found):
-    "Keep what a test measured for the figure, if COLANB_RECORD asks for it."
+def record(name, found, part=None):
+    "Keep what a test measured (or one of its parts) for the figure, if COLANB_RECORD asks for it."
     if "COLANB_RECORD" not in os.environ: return
     path = ROOT / "data/results/reliability" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
+    if part is not None: found = (json.loads(path.read_text()) if path.exists() else {}) | {part: found}
     path.write_text(json.dumps(found, indent=1) + "\n")
 
 
