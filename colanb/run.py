@@ -182,7 +182,8 @@ def relay(
         print(f"{label} {line.strip()}", flush=True)
 
 # %% ../nbs/01_run.ipynb #3581b6d4
-PORTABLE = {"OMP_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+PORTABLE = {"OMP_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41",   # PyTorch and its libraries
+            "OPENBLAS_CORETYPE": "Nehalem", "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR"}                        # NumPy, SciPy, scikit-learn
 
 # %% ../nbs/01_run.ipynb #4458b113
 @contextmanager

@@ -72,7 +72,7 @@ def test_profile_is_valid(name):
             for setting in profile.studies[study].settings: run.sample.replace(**setting)
     assert profile.studied in ([], [name])
     for run, needs in profile.priors.items(): assert needs["vae"] in profile.vaes and needs["corpus"] in profile.corpora
-    assert set(profile.slugs) <= set(profile.sweeps) and set(profile.slugs) <= set(STAGES) | {"results"}
+    assert set(profile.slugs) <= set(profile.sweeps) and set(profile.slugs) <= set(STAGES) | {"results", "sampling"}
     for slug in profile.slugs:
         for setting in profile.sweep(slug).settings: profile.run(profile.main).sample.replace(**setting)
 

@@ -44,7 +44,7 @@ PARAMETERS = [
     ("runs.tiny.stage2.optimizer", "adam", ("optimizer='adam'", "adamw, muon")), ("runs.tiny.stage2.precision", "fp16", ("precision='fp16'", "fp32, bf16")), ("runs.tiny.stage2.accumulate", 0, ("accumulate=0", ">= 1")),
     ("runs.tiny.stage2.keep_latest", 0, ("keep_latest=0", ">= 1")), ("runs.tiny.sample.guidance_scale", -1, ("guidance_scale=-1", ">= 0")), ("runs.tiny.sample.top_p", 0, ("top_p=0", "> 0 and <= 1")),
     ("runs.tiny.sample.first_block", "pad", ("first_block='pad'", "clean, repaint, left_pad, right_pad")), ("runs.tiny.sample.steps", 2.5, ("sample.steps=2.5", "integer")),
-    ("tasks.names", ["lambda"], ("tasks.names", "lambada")), ("tasks.items", 0, ("items=0", ">= 1")), ("sweeps.rq3_cfg.settings", [{"guidance": 3}], ("sweeps.rq3_cfg.settings.0.guidance", "guidance_scale")),
+    ("tasks.names", ["lambda"], ("tasks.names", "lambada")), ("tasks.items", 0, ("items=0", ">= 1")), ("sweeps.sampling.settings", [{"guidance": 3}], ("sweeps.sampling.settings.0.guidance", "guidance_scale")),
     ("sweeps.likelihood.settings", [{"method": "heun"}], ("method='heun'", "dopri5, euler, midpoint, rk4")), ("sweeps.likelihood.settings", [{"rtol": 0}], ("rtol=0", "> 0")),
     ("studies.rq1.base", "tyni", ("'tyni'", "choose from")), ("studies.rq1.corpus", "wiki", ("studies.rq1.corpus='wiki'", "choose from")),
     ("studies.rq1.grid", [{"flow.lok": [1.0]}], ("flow.lok", "did you mean 'loc'")), ("studies.rq1.probes", ["rank"], ("probes", "ranked")), ("studies.rq3_block.checkpoints", [333], ("checkpoints=[333]", "multiples of stage2.eval_every")),
