@@ -32,7 +32,7 @@ drift: .venv  ## check that colanb/ and README.md are what the notebooks give
 smoke: .venv  ## the pipeline in its micro profile, in a temporary copy (SMOKE=--theory: with the theory)
 	$(VENV) python .ci/smoke $(SMOKE)
 
-bench: .venv  ## measure the speed into data/results/speed, under 8 minutes on two idle cores
+bench: .venv  ## measure the speed into data/results/speed, 10 to 15 minutes on two idle cores
 	$(VENV) python -m colanb.bench
 
 export: .venv  ## write colanb/ and README.md from the notebooks

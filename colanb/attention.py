@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BACKENDS', 'block_causal', 'packed_parts', 'Visibility', 'share_heads', 'dense_attention', 'sdpa_attention', 'Tile',
-           'tiles', 'window', 'tiled_attention', 'xformers_attention', 'flex_attention', 'attend', 'KVCache']
+           'tiles', 'biases', 'tiled_attention', 'xformers_attention', 'flex_attention', 'attend', 'KVCache']
 
 # %% ../nbs/21_attention.ipynb #b647bdd5
 from functools import lru_cache
@@ -95,117 +95,115 @@ def sdpa_attention(
     if mask is not None and mask.ndim == 3: mask = mask[:, None]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=k.shape[1] != q.shape[1])
 
-# %% ../nbs/21_attention.ipynb #cf9db46a
-def _bias(mask: Bool[Tensor, "q k"], dtype: torch.dtype) -> Tensor:
-    "0 where visible, -inf elsewhere."
-    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, float("-inf"))
-
-# %% ../nbs/21_attention.ipynb #9d7ea01c
+# %% ../nbs/21_attention.ipynb #307aee8c
 class Tile(NamedTuple):
-    "Rows that are computed together against the clean keys before `end`."
-    rows: tuple[slice, ...]
+    "Rows that are computed together, against the clean keys before `end` and, if they are noisy, each window against itself."
+    rows: slice
+    start: int                     # the clean keys before are visible to all rows
     end: int
-    bias: Float[Tensor, "q end"]   # 0 where visible, -inf elsewhere
+    own: slice                     # keys of the windows; empty for clean rows
+    window: int                    # latents of a window; 0 for clean rows
 
-# %% ../nbs/21_attention.ipynb #bf0e9313
-@lru_cache(maxsize=64)
-def tiles(visibility: Visibility, dtype: torch.dtype = torch.float32) -> tuple[Tile, ...]:
-    "Tiles that cover every visible pair with a clean key once."
+# %% ../nbs/21_attention.ipynb #24a4099b
+def tiles(visibility: Visibility) -> list[Tile]:
+    "Tiles that cover every visible pair once."
     n, s, packed, noisy_only = visibility
-    size, clean = s * max(1, round(64 / s)), n - s if packed else n
-    shift, made, mask = clean if noisy_only else 0, [], visibility._replace(noisy_only=False).mask()
+    clean, made = n - s if packed else n, []
+    window = max(m * s for m in range(1, max(1, 16 // s) + 1) if n % (m * s) == 0)   # 16 latents at most, or one block
+    size = window * max(1, round(64 / window))
     for start in range(0, n, size):
-        stop, end = min(start + size, n), min(start + size, clean)
-        rows = [] if noisy_only or start >= end else [slice(start, end)]
-        if packed and max(start, s) < stop: rows.append(slice(clean + max(start, s), clean + stop))   # the first block has no past
-        if not rows: continue
-        seen = torch.cat([mask[r, :end] for r in rows])
-        made.append(Tile(tuple(slice(r.start - shift, r.stop - shift) for r in rows), end, _bias(seen, dtype)))
-    return tuple(made)
+        end, own = min(start + size, clean), slice(clean + start, clean + min(start + size, n))
+        if start < end and not noisy_only: made.append(Tile(slice(start, end), start, end, slice(0, 0), 0))
+        if packed: made.append(Tile(slice(own.start - clean, own.stop - clean) if noisy_only else own, start, end, own, window))
+    return made
 
-# %% ../nbs/21_attention.ipynb #10988432
+# %% ../nbs/21_attention.ipynb #5e16292b
 @lru_cache(maxsize=64)
-def window(visibility: Visibility, dtype: torch.dtype = torch.float32) -> tuple[int, Tensor | None]:  # latents, and who sees whom
-    "Neighbouring noisy blocks that are taken together to see themselves: 16 latents at most, or one block."
-    n, s = visibility.n, visibility.block_size
-    size = max(m * s for m in range(1, max(1, 16 // s) + 1) if n % (m * s) == 0)
-    block = torch.arange(size) // s
-    return size, None if size == s else _bias(block[:, None] == block, dtype)
+def biases(visibility: Visibility) -> list[Float[Tensor, "r k"]]:
+    "For each tile, 0 where its rows see and -inf elsewhere: its clean keys from `start` on, then a window."
+    made, mask = [], visibility.mask()
+    for rows, start, end, own, window in tiles(visibility):
+        block = torch.arange(window) // visibility.block_size
+        seen = [mask[rows, start:end]] + ([(block[:, None] == block).repeat((own.stop - own.start) // window, 1)] if window else [])
+        made.append(torch.zeros(len(seen[0]), sum(part.shape[1] for part in seen)).masked_fill_(~torch.cat(seen, 1), float("-inf")))
+    return made
 
-# %% ../nbs/21_attention.ipynb #b4521c6e
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+# %% ../nbs/21_attention.ipynb #fb5edf1d
+def _windows(x: Tensor, size: int) -> Tensor:  # (b, r, c) -> (b * r/size, size, c)
+    return x.reshape(-1, size, x.shape[-1])
 
-# %% ../nbs/21_attention.ipynb #110b5ae1
-def _take(x: Tensor, slices: tuple[slice, ...]) -> Tensor:  # (b, n, h, e) -> (b, h, rows, e)
-    "Some rows of every head."
-    return (x[:, slices[0]] if len(slices) == 1 else torch.cat([x[:, s] for s in slices], 1)).transpose(1, 2)
+# %% ../nbs/21_attention.ipynb #85028969
+def _with_keys(rows: Tensor, keys: Tensor, tile: Tile) -> Tensor:  # (b, r, e), (b, m, e) -> (b, r, end + window)
+    "Products of rows with the keys they may see."
+    past = torch.bmm(rows, keys[:, :tile.end].mT)
+    if not tile.window: return past
+    own = torch.bmm(_windows(rows, tile.window), _windows(keys[:, tile.own], tile.window).mT)
+    return torch.cat([past, own.view(*rows.shape[:2], tile.window)], -1)
 
-# %% ../nbs/21_attention.ipynb #c503eba0
-def _put(out: Tensor, slices: tuple[slice, ...], x: Tensor) -> None:  # x (b, h, rows, e) into out (b, n, h, e)
-    "Write rows back."
-    for s, part in zip(slices, x.transpose(1, 2).split([s.stop - s.start for s in slices], dim=1)): out[:, s] = part
+# %% ../nbs/21_attention.ipynb #22aea2dd
+def _mix(weights: Tensor, values: Tensor, tile: Tile) -> Tensor:  # (b, r, end + window), (b, m, e) -> (b, r, e)
+    "Sums of the values that rows may see, by their weights."
+    past = weights[..., :tile.end], values[:, :tile.end]
+    if not tile.window: return torch.bmm(*past)
+    own = torch.bmm(_windows(weights[..., tile.end:], tile.window), _windows(values[:, tile.own], tile.window))
+    return own.view(*weights.shape[:2], -1).baddbmm_(*past)
 
-# %% ../nbs/21_attention.ipynb #426a1fc3
-def _windows(x: Tensor, n: int, size: int) -> Tensor:  # (b, m, h, e) -> (b * n/size, h, size, e)
-    "The last `n` (noisy) latents in windows, as a batch."
-    return x[:, -n:].reshape(-1, size, *x.shape[2:]).transpose(1, 2)
+# %% ../nbs/21_attention.ipynb #80625176
+def _spread(weights: Tensor, rows: Tensor, out: Tensor, tile: Tile) -> None:  # (b, r, end + window), (b, r, e), (b, m, e)
+    "Add rows to every key they may see, by their weights."
+    out[:, :tile.end] += torch.bmm(weights[..., :tile.end].mT, rows)
+    if not tile.window: return
+    own = torch.bmm(_windows(weights[..., tile.end:], tile.window).mT, _windows(rows, tile.window))
+    out[:, tile.own] = own.view(*rows.shape)
 
-# %% ../nbs/21_attention.ipynb #f419c6a0
-def _whole(x: Tensor, n: int) -> Tensor:  # (b * n/size, h, size, e) -> (b, n, h, e)
-    "Undo `_windows`."
-    x = x.transpose(1, 2)
-    return x.reshape(-1, n, *x.shape[2:])
+# %% ../nbs/21_attention.ipynb #106ad6b2
+def _heads_first(x: Tensor) -> Tensor:  # (b, n, h, e) -> (b * h, n, e), never a view: outputs of an operator may not be
+    return x.transpose(1, 2).clone(memory_format=torch.contiguous_format).flatten(0, 1)
 
-# %% ../nbs/21_attention.ipynb #63dd6082
-@torch.library.custom_op("colanb::tiled_attention", mutates_args=())
-def _tiled(q: Tensor, k: Tensor, v: Tensor, n: int, block_size: int, packed: bool, noisy_only: bool) -> tuple[Tensor, Tensor]:
-    out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
-    sight = Visibility(n, block_size, packed, noisy_only)
-    for tile in tiles(sight, q.dtype):
-        o, l = _flash(_take(q, tile.rows), k[:, :tile.end].transpose(1, 2), v[:, :tile.end].transpose(1, 2), attn_mask=tile.bias)
-        _put(out, tile.rows, o); _put(lse, tile.rows, l)
-    if not packed: return out, lse
-    size, bias = window(sight, q.dtype)
-    own_out, own_lse = (_whole(x, n) for x in _flash(*(_windows(x, n, size) for x in (q, k, v)), attn_mask=bias))
-    noisy_out, noisy_lse = out[:, -n:], lse[:, -n:]
-    noisy_out[:, :block_size], noisy_lse[:, :block_size] = own_out[:, :block_size], own_lse[:, :block_size]
-    past, own = noisy_lse[:, block_size:], own_lse[:, block_size:]
-    noisy_out[:, block_size:].lerp_(own_out[:, block_size:], torch.sigmoid(own - past)[..., None].to(q.dtype))
-    past.copy_(torch.logaddexp(past, own))
-    return out, lse
+# %% ../nbs/21_attention.ipynb #e292ab4c
+def _heads_last(x: Tensor, heads: int) -> Tensor:  # (b * h, n, e) -> (b, n, h, e)
+    return x.unflatten(0, (-1, heads)).transpose(1, 2).clone(memory_format=torch.contiguous_format)
 
-# %% ../nbs/21_attention.ipynb #0b7b2d2d
+# %% ../nbs/21_attention.ipynb #0ff71a35
+@torch.library.custom_op("colanb::tiled_attention_forward", mutates_args=())
+def _tiled(q: Tensor, k: Tensor, v: Tensor, n: int, block_size: int, packed: bool, noisy_only: bool) -> tuple[Tensor, list[Tensor]]:
+    heads = q.shape[2]
+    q, k, v = _heads_first(q).mul_(q.shape[3] ** -0.5), _heads_first(k), _heads_first(v)
+    out, shares, sight = torch.empty_like(q), [], Visibility(n, block_size, packed, noisy_only)
+    for tile, bias in zip(tiles(sight), biases(sight)):
+        scores = _with_keys(q[:, tile.rows], k, tile)
+        scores[..., tile.start:] += bias.to(q.dtype)
+        shares.append(scores.softmax(-1, dtype=torch.float32).to(q.dtype))
+        out[:, tile.rows] = _mix(shares[-1], v, tile)
+    return _heads_last(out, heads), [q, k, v, *shares]     # the list is what the backward pass needs
+
+# %% ../nbs/21_attention.ipynb #84cb7ef4
 @torch.library.custom_op("colanb::tiled_attention_backward", mutates_args=())
-def _tiled_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-                    n: int, block_size: int, packed: bool, noisy_only: bool) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
-    sight = Visibility(n, block_size, packed, noisy_only)
-    for i, tile in enumerate(reversed(tiles(sight, q.dtype))):   # the last tile sees all keys and comes first
-        g, query, o, l = (_take(x, tile.rows) for x in (grad, q, out, lse))
-        keys, values = (x[:, :tile.end].transpose(1, 2) for x in (k, v))
-        part, *shared = _flash_backward(g, query, keys, values, o, l, 0.0, False, attn_mask=tile.bias)
-        _put(dq, tile.rows, part)
-        for whole, add in zip((dk, dv), shared):
-            if i == 0: whole[:, :tile.end] = add.transpose(1, 2)
-            else: whole[:, :tile.end] += add.transpose(1, 2)
-    if not packed: return dq, dk, dv
-    size, bias = window(sight, q.dtype)
-    parts = _flash_backward(*(_windows(x, n, size) for x in (grad, q, k, v, out, lse)), 0.0, False, attn_mask=bias)
-    dq[:, -n:][:, :block_size] = 0
-    dq[:, -n:] += _whole(parts[0], n)
-    dk[:, -n:], dv[:, -n:] = (_whole(x, n) for x in parts[1:])
-    return dq, dk, dv
+def _tiled_backward(grad: Tensor, kept: list[Tensor], n: int, block_size: int, packed: bool, noisy_only: bool) -> tuple[Tensor, Tensor, Tensor]:
+    (q, k, v, *shares), heads, g = kept, grad.shape[2], _heads_first(grad)
+    dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    for tile, p in zip(tiles(Visibility(n, block_size, packed, noisy_only)), shares):
+        rows = g[:, tile.rows]
+        ds = torch._softmax_backward_data(_with_keys(rows, v, tile), p, -1, q.dtype)
+        dq[:, tile.rows] = _mix(ds, k, tile)
+        _spread(ds, q[:, tile.rows], dk, tile); _spread(p, rows, dv, tile)
+    return _heads_last(dq.mul_(q.shape[2] ** -0.5), heads), _heads_last(dk, heads), _heads_last(dv, heads)
 
-# %% ../nbs/21_attention.ipynb #85a2e123
+# %% ../nbs/21_attention.ipynb #7471d24d
+@_tiled.register_fake
+def _shapes(q: Tensor, k: Tensor, v: Tensor, *sight: int | bool) -> tuple[Tensor, list[Tensor]]:
+    flat = [x.new_empty(x.shape[0] * x.shape[2], x.shape[1], x.shape[3]) for x in (q, k, v)]
+    return q.new_empty(q.shape), [*flat, *(q.new_empty(len(flat[0]), t.rows.stop - t.rows.start, t.end + t.window) for t in tiles(Visibility(*sight)))]
+
+@_tiled_backward.register_fake
+def _gradient_shapes(grad: Tensor, kept: list[Tensor], *sight: int | bool) -> tuple[Tensor, ...]:
+    return tuple(grad.new_empty(grad.shape[0], x.shape[1], *grad.shape[2:]) for x in kept[:3])
+
 def _remember(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:3], *output)
+    ctx.save_for_backward(*output[1])
     ctx.sight = inputs[3:]
 
-_tiled.register_fake(lambda q, k, v, *sight: (q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)))
-_tiled_backward.register_fake(lambda grad, q, k, v, *rest: tuple(x.new_empty(x.shape) for x in (q, k, v)))
-_tiled.register_autograd(lambda ctx, grad, _: (*_tiled_backward(grad.contiguous(), *ctx.saved_tensors, *ctx.sight), None, None, None, None),
-                         setup_context=_remember)
+_tiled.register_autograd(lambda ctx, grad, _: (*_tiled_backward(grad, list(ctx.saved_tensors), *ctx.sight), None, None, None, None), setup_context=_remember)
 
 # %% ../nbs/21_attention.ipynb #4dde37a9
 def tiled_attention(

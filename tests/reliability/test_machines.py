@@ -18,6 +18,7 @@ MACHINES = {   # what an older processor would make of it: what MKL and glibc ma
     "no AVX in MKL": {"MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
     "no AVX or FMA in glibc": {"GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-FMA,-AVX512F,-AVX"},
     "no AVX-512 in PyTorch": {"ATEN_CPU_CAPABILITY": "avx2"},
+    "no AVX in PyTorch": {"ATEN_CPU_CAPABILITY": "default"},
 }
 
 
