@@ -114,7 +114,7 @@ def activations(run: RunConfig, precision: str) -> dict[str, Kept]:
     sizes = {"trunk": (run.baseline.layers, run.baseline.width)} if run.baseline else {
         "VAE encoder": (run.vae.encoder_layers, run.vae.width), "VAE decoder": (run.vae.decoder_layers, run.vae.width), "DiT": (run.dit.layers, run.dit.width)}
     for layers in (1, 2):
-        model = build(run, layers=layers).to_empty(device="cpu")   # values do not matter
+        model = use(build(run, layers=layers).to_empty(device="cpu"), "masked")   # values do not matter; like the kernels of a GPU this keeps no softmax
         with autocast("cpu", precision):
             for part, forward in passes(model, run, length=length).items(): found.setdefault(part, []).append(kept(model, forward))
     made = {}
