@@ -24,7 +24,7 @@ def launch(world, kind, folder, **changes):
 def trained(world, kind, folder, **changes):
     "Log of a finished training."
     job = launch(world, kind, folder, **changes)
-    _, errors = job.communicate(timeout=240)
+    _, errors = job.communicate(timeout=900)   # bf16 without instructions for it is slow
     assert job.returncode == 0, errors[-2000:]
     return pd.read_csv(folder / kind / "log.csv")
 
@@ -63,7 +63,7 @@ def test_checkpoints_pass_between_numbers_of_processes(place):
         job = launch(first, "prior", folder, steps=24)
         while not (folder / "scratch/step-0000010").exists() and job.poll() is None: time.sleep(0.01)
         job.send_signal(signal.SIGTERM)                     # torchrun hands it on to its processes, which save
-        job.communicate(timeout=60)
+        job.communicate(timeout=300)
         assert job.returncode and not (folder / "prior/log.csv").exists()
         assert apart(whole, trained(second, "prior", folder, steps=24)) < 1e-4
         assert min(int(p.name[5:]) for p in (folder / "scratch").glob("step-*")) > 5
@@ -75,7 +75,7 @@ def test_a_killed_rank_ends_the_job_and_it_resumes(place):
     while not (folder / "scratch/step-0000010").exists() and job.poll() is None: time.sleep(0.01)
     ranks = [int(p) for p in subprocess.run(["ps", "--ppid", str(job.pid), "-o", "pid="], capture_output=True, text=True).stdout.split()]
     os.kill(ranks[-1], signal.SIGKILL)
-    job.communicate(timeout=60)
+    job.communicate(timeout=300)
     assert job.returncode != 0 and not (folder / "ar/log.csv").exists()
     assert apart(whole, trained(2, "ar", folder, steps=60)) == 0
 
