@@ -74,9 +74,9 @@ def wait(device: str) -> None:
 
 # %% ../nbs/46_bench.ipynb #f95d842f
 @cache
-def fast_bf16() -> bool:
+def fast_bf16(device: str = "cpu") -> bool:
     "Whether bf16 is worth timing: without instructions for it a matrix product takes a hundred times as long as in fp32."
-    return matmul_rate(torch.bfloat16, size=256) > matmul_rate(torch.float32, size=256) / 4
+    return matmul_rate(torch.bfloat16, device, 256) > matmul_rate(torch.float32, device, 256) / 4
 
 # %% ../nbs/46_bench.ipynb #46c4d587
 class Race(NamedTuple):
@@ -275,6 +275,9 @@ class Plan(NamedTuple):
     solver_steps: int = 16
     histories: tuple[int, ...] = (64, 128, 192, 256, 320, 384, 448, 512)
 
+    @property
+    def fastest(self) -> str: return "tiles, compiled" if self.compiled else "packed, tiles"   # of `ways`
+
 # %% ../nbs/46_bench.ipynb #c6ec918d
 QUICK = Plan(
     vae=VAEConfig(vocab_size=64, width=32, heads=2, encoder_layers=1, decoder_layers=1, ffn_dim=64, block_size=4),
@@ -318,8 +321,8 @@ def ways(plan: Plan, b: int, joint: bool = False, device: str = "cpu") -> dict[s
     if plan.compiled: made["tiles, compiled"] = step_of(new("sdpa", True), ids, joint=joint)
     if joint or b != max(plan.batches): return made
     best = new("sdpa", plan.compiled)
-    made[("tiles, compiled" if plan.compiled else "packed, tiles") + ", with AdamW"] = step_of(best, ids, optimizers=make_optimizers(best.dit, TrainConfig()))
-    if not fast_bf16(): return made
+    made[plan.fastest + ", with AdamW"] = step_of(best, ids, optimizers=make_optimizers(best.dit, TrainConfig()))
+    if not fast_bf16(device): return made
     made["tiles, bf16"] = step_of(new("sdpa"), ids, bf16=True)
     if plan.compiled: made["tiles, compiled, bf16"] = step_of(new("sdpa", True), ids, bf16=True)
     return made
@@ -329,7 +332,7 @@ def training_rows(plan: Plan, b: int, joint: bool = False, device: str = "cpu", 
     "Time the training steps of one batch size; `kept`: plain and fastest with memory kept, for good in this process."
     torch._dynamo.reset()   # graphs of other batch sizes count against its limit
     made, first = ways(plan, b, joint, device), {}
-    if kept: keep_memory(); made = {name: made[name] for name in ("plain", "tiles, compiled" if plan.compiled else "packed, tiles")}
+    if kept: keep_memory(); made = {name: made[name] for name in ("plain", plan.fastest)}
     for name, step in made.items():
         start = time.perf_counter()
         step()
@@ -440,7 +443,7 @@ def time_shares(plan: Plan) -> list[dict[str, Any]]:
     "Shares of the time of one fast training step at the largest batch."
     torch._dynamo.reset()
     made = ways(plan._replace(batches=(max(plan.batches) + 1,)), max(plan.batches))
-    step = made["tiles, compiled" if plan.compiled else "packed, tiles"]
+    step = made[plan.fastest]
     for _ in range(2): step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile: step()
     spent = {"matrix products": 0.0, "attention": 0.0, "everything else": 0.0}
