@@ -28,7 +28,7 @@ from .attention import KVCache, Visibility
 from .config import BaselineConfig, RunConfig, SampleConfig, pick_device, stream
 from .data import Corpus, Tokenizer
 from .flow import EVERY, ColaDLM, Loss, stage1_loss, stage2_loss
-from .layers import Modulation, TimeEmbedding, Times
+from .layers import Linear, Modulation, TimeEmbedding, Times, linear
 from .sample import BlockState, Sampler, begin_states, choose_tokens
 from .train import load_model, train_stage, write_folder
 from .trunk import Trunk, TrunkConfig, make_norm, use
@@ -48,7 +48,7 @@ class Baseline(nn.Module):
             hidden=2 * config.intermediate, activation="swiglu", modulated=config.family == "plaid", norm=config.norm, norm_eps=config.norm_eps,
             mlp_bias=False, rope_dim=head_dim, rope_theta=config.rope_theta))
         self.norm = make_norm(config.norm, config.width, config.norm_eps)
-        self.head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head = None if config.tied else Linear(config.width, config.vocab_size, bias=False)
         self.initialise()
 
     def initialise(self) -> None:
@@ -60,7 +60,7 @@ class Baseline(nn.Module):
     def logits(self, x: Float[Tensor, "b l c"]) -> Float[Tensor, "b l v"]:
         "Output of the trunk as logits over tokens."
         x = self.norm(x)
-        return F.linear(x, self.embedding.weight[:-1]) if self.head is None else self.head(x)
+        return linear(x, self.embedding.weight[:-1]) if self.head is None else self.head(x)
 
     def estimate(self, ids: Int[Tensor, "b l"], valid: Bool[Tensor, "b l"], target: Bool[Tensor, "b l"], generator: torch.Generator, rows: slice = EVERY) -> Float[Tensor, "b l"]:
         "What the family's `nats` estimates, by its least noisy estimator."
@@ -183,7 +183,7 @@ class Plaid(Baseline):
         if config.tied: raise ValueError("baseline.tied=True: Plaid's embedding has another width than its output matrix")
         super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_size, config.d_embed)
-        self.input = nn.Linear(config.d_embed * (2 if config.self_condition else 1), config.width)
+        self.input = Linear(config.d_embed * (2 if config.self_condition else 1), config.width)
         self.time = TimeEmbedding(config.width)
         self.levels = NoiseLevels(config)
         nn.init.normal_(self.embedding.weight)

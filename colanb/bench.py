@@ -38,7 +38,7 @@ from .attention import Visibility, attend
 from .config import ROOT, DiTConfig, FlowConfig, SampleConfig, TrainConfig, VAEConfig, stream
 from .dit import DiT
 from .flow import ColaDLM, stage2_loss
-from .layers import Times
+from .layers import Times, linear, prefers_onednn
 from .sample import Sampler, encode_prompts, hold_prefix
 from .plots import markdown_table
 from .train import keep_memory, make_optimizers
@@ -57,12 +57,12 @@ class Spread(NamedTuple):
 
 # %% ../nbs/46_bench.ipynb #1dbb5662
 def matmul_rate(dtype: torch.dtype, device: str = "cpu", size: int = 1024) -> float:  # GFLOP/s
-    "The better of two multiplications of square matrices."
+    "The best of four multiplications of square matrices, by each library that there is."
     a, took = torch.ones(size, size, dtype=dtype, device=device), []
-    for _ in range(2):
+    for onednn in (False, True) * 2:
         wait(device)
         start = time.perf_counter()
-        a @ a
+        linear(a, a, onednn=onednn)
         wait(device)
         took.append(time.perf_counter() - start)
     return 2e-9 * size**3 / min(took)
@@ -158,7 +158,7 @@ def plain_copy(model: ColaDLM) -> ColaDLM:
     "The same weights, run the plain way."
     dit = PlainDiT(model.dit.config).to(model.dit.input.weight.device)
     dit.load_state_dict(model.dit.state_dict())
-    return use(ColaDLM(copy.deepcopy(model.vae), dit), backend="dense")
+    return use(ColaDLM(copy.deepcopy(model.vae), dit), backend="dense", onednn=False)
 
 # %% ../nbs/46_bench.ipynb #1fd9df7f
 class NumberTokenizer:
@@ -320,6 +320,7 @@ def ways(plan: Plan, b: int, joint: bool = False, device: str = "cpu") -> dict[s
     made["packed, tiles"] = step_of(new("sdpa"), ids, joint=joint)
     if plan.compiled: made["tiles, compiled"] = step_of(new("sdpa", True), ids, joint=joint)
     if joint or b != max(plan.batches): return made
+    if prefers_onednn(): made[plan.fastest + ", MKL"] = step_of(use(new("sdpa", plan.compiled), onednn=False), ids)
     best = new("sdpa", plan.compiled)
     made[plan.fastest + ", with AdamW"] = step_of(best, ids, optimizers=make_optimizers(best.dit, TrainConfig()))
     if not fast_bf16(device): return made

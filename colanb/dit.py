@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from .attention import KVCache, Visibility
 from .config import DiTConfig
-from .layers import Modulation, TimeEmbedding, Times, modulate
+from .layers import Linear, Modulation, TimeEmbedding, Times, modulate
 from .trunk import Trunk, TrunkConfig
 
 # %% ../nbs/24_dit.ipynb #3e852917
@@ -22,7 +22,7 @@ class DiT(nn.Module):
     def __init__(self, config: DiTConfig):
         super().__init__()
         self.config = config
-        self.input = nn.Linear(config.d_latent, config.width)
+        self.input = Linear(config.d_latent, config.width)
         self.time = TimeEmbedding(config.width, config.time_dim, config.time_scale)
         self.trunk = Trunk(TrunkConfig(
             width=config.width, layers=config.layers, heads=config.heads, head_dim=config.head_dim, hidden=config.mlp_ratio * config.width,
@@ -30,7 +30,7 @@ class DiT(nn.Module):
             qkv_bias=config.qk_bias, out_bias=config.qk_bias, rope_dim=config.rope_dim, rope_theta=config.rope_theta, rope_interleaved=True))
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.modulation = Modulation(config.width, 2, config.zero_init)
-        self.output = nn.Linear(config.width, config.d_latent)
+        self.output = Linear(config.width, config.d_latent)
         if config.zero_init: nn.init.zeros_(self.output.weight), nn.init.zeros_(self.output.bias)
 
     def raw(self,

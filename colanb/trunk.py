@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .attention import KVCache, Visibility, attend
-from .layers import MLP, Modulation, Rotary, Times, gate, modulate
+from .layers import MLP, Linear, Modulation, Rotary, Times, gate, linear, modulate
 
 # %% ../nbs/22_trunk.ipynb #7e5568fb
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.config, e = config, config.head_dim
         self.rows = [e * config.heads, *2 * [e * (config.kv_heads or config.heads)]]
-        self.qkv = nn.Linear(config.width, sum(self.rows), bias=config.qkv_bias)
-        self.out = nn.Linear(self.rows[0], config.width, bias=config.out_bias)
+        self.qkv = Linear(config.width, sum(self.rows), bias=config.qkv_bias)
+        self.out = Linear(self.rows[0], config.width, bias=config.out_bias)
         sizes = {"none": None, "head": (e, e), "width": self.rows[:2]}[config.qk_norm]
         make = lambda size: make_norm(config.norm, size, config.norm_eps, config.qk_norm_affine) if sizes else nn.Identity()
         self.norm_q, self.norm_k = (make(size) for size in sizes or (0, 0))
@@ -96,7 +96,7 @@ class SelfAttention(nn.Module):
         sizes, bias = [self.rows[0], sum(self.rows[1:])], self.qkv.bias
         q_weight, weight = self.qkv.weight.split(sizes)
         q_bias, bias = bias.split(sizes) if bias is not None else (None, None)
-        return F.linear(x[:, -keep:], q_weight, q_bias), *F.linear(x, weight, bias).split(self.rows[1:], dim=-1)
+        return linear(x[:, -keep:], q_weight, q_bias, self.qkv.onednn), *linear(x, weight, bias, self.qkv.onednn).split(self.rows[1:], dim=-1)
 
 # %% ../nbs/22_trunk.ipynb #c6f282c0
 class Block(nn.Module):
@@ -187,10 +187,12 @@ def use(
     backend: str | None = None,    # attention backend of every block, a key of `attention.BACKENDS`
     compiled: bool | None = None,  # compile the blocks of training passes
     recompute: bool | None = None, # in training passes, keep each block's input alone and compute the rest again
+    onednn: bool | None = None,    # compute large linear maps by oneDNN
 ) -> nn.Module:
     "Choose how the blocks of a model are run; None leaves a choice as it is."
     for module in model.modules():
         if backend is not None and isinstance(module, SelfAttention): module.backend = backend
         if compiled is not None and isinstance(module, Trunk): module.compiled = compiled
         if recompute is not None and isinstance(module, Trunk): module.recompute = recompute
+        if onednn is not None and isinstance(module, Linear): module.onednn = onednn
     return model

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from .attention import KVCache, Visibility
 from .config import VAEConfig
+from .layers import Linear, linear
 from .trunk import Trunk, TrunkConfig
 
 # %% ../nbs/23_vae.ipynb #f33e05fc
@@ -75,11 +76,11 @@ class Encoder(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size + 1, config.width)  # the last row is the mask
         self.patch = nn.Conv1d(config.width, config.width, config.patch_size, stride=config.patch_size)
         self.trunk = _trunk(config, config.encoder_layers)
-        self.head = nn.Linear(config.width, config.d_latent * (2 if config.variational and config.logsnr is None else 1), bias=config.bias)
+        self.head = Linear(config.width, config.d_latent * (2 if config.variational and config.logsnr is None else 1), bias=config.bias)
 
     def forward(self, ids: Int[Tensor, "b l"]) -> Posterior:
         x = self.embedding(ids)
-        if self.config.patch_size == 1: x = F.linear(x, self.patch.weight[..., 0], self.patch.bias)
+        if self.config.patch_size == 1: x = linear(x, self.patch.weight[..., 0], self.patch.bias)
         else: x = self.patch(x.mT).mT
         n, config = x.shape[1], self.config
         sight = Visibility(n, config.block_size) if config.block_size and config.block_size < n else None
@@ -102,11 +103,11 @@ class Decoder(nn.Module):
     def __init__(self, config: VAEConfig):
         super().__init__()
         self.config = config
-        self.input = nn.Linear(config.d_latent, config.width, bias=config.bias)
+        self.input = Linear(config.d_latent, config.width, bias=config.bias)
         self.trunk = _trunk(config, config.decoder_layers)
-        self.unpatch = nn.Linear(config.width, config.width * config.patch_size)  # rows are channel-major
+        self.unpatch = Linear(config.width, config.width * config.patch_size)  # rows are channel-major
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
-        self.head = nn.Linear(config.width, config.vocab_size, bias=config.bias)
+        self.head = Linear(config.width, config.vocab_size, bias=config.bias)
 
     def forward(self,
         z: Float[Tensor, "b n d"],
