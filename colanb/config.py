@@ -249,7 +249,7 @@ class TrainConfig(Config):
     interval_joint: int = Field(2000, ge=1, description="interval: steps of a cycle in which both train")
     interval_fixed: int = Field(3000, ge=1, description="interval: steps of a cycle in which the VAE rests")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, weights stay fp32")
-    compiled: bool = Field(False, description="compile the blocks: 20-35 % faster steps for half a minute at the start")
+    compiled: bool = Field(False, description="compile the blocks: steps about a tenth faster for half a minute at the start")
     log_every: int = Field(50, ge=1)
     eval_every: int = Field(500, ge=1)
     save_every: int = Field(500, ge=1, description="steps between resume checkpoints")
