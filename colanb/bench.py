@@ -6,9 +6,10 @@
 __all__ = ['QUICK', 'Spread', 'matmul_rate', 'wait', 'fast_bf16', 'Race', 'race', 'plain_mask', 'plain_pass', 'plain_packed',
            'PlainDiT', 'plain_copy', 'NumberTokenizer', 'Seeded', 'plain_generate', 'plain_block', 'Work', 'dit_work',
            'vae_work', 'encoder_work', 'decoder_work', 'Plan', 'make_model', 'step_of', 'ways', 'training_rows',
-           'attention_rows', 'bf16_curve', 'prompts_of', 'generation_rows', 'block_seconds', 'history_cost', 'kind_of',
-           'time_shares', 'gpu_equality', 'gpu_training', 'gpu_generation', 'gpu_part', 'best_row', 'targets', 'span',
-           'speed_tables', 'calm', 'speed_report', 'machine', 'measure', 'bench_parser', 'main']
+           'attention_rows', 'bf16_curve', 'prompts_of', 'generation_rows', 'block_seconds', 'kind_of', 'time_by_part',
+           'history_growth', 'history_cost', 'time_shares', 'gpu_equality', 'gpu_training', 'gpu_generation',
+           'gpu_part', 'best_row', 'targets', 'span', 'speed_tables', 'calm', 'speed_report', 'machine', 'measure',
+           'bench_parser', 'main']
 
 # %% ../nbs/46_bench.ipynb #355df7ed
 import argparse
@@ -422,6 +423,34 @@ def block_seconds(sampler: Sampler, prompts: list[str]) -> float:
     at = [time.perf_counter() for _ in sampler.blocks(prompts)]
     return median(b - a for a, b in zip(at, at[1:]))
 
+# %% ../nbs/46_bench.ipynb #703e77e1
+def kind_of(event: Any) -> str:  # of torch.profiler
+    "What an operation counts as: the parts of attention's operator are attention."
+    names, above = [], event
+    while above is not None: names.append(above.name); above = above.cpu_parent
+    if any("tiled_attention" in name or "scaled_dot_product" in name for name in names): return "attention"
+    return "matrix products" if any(part in event.name for part in ("mm", "linear", "convolution", "mkl")) else "everything else"
+
+# %% ../nbs/46_bench.ipynb #c69198b5
+def time_by_part(run: Callable[[], Any]) -> dict[str, float]:  # seconds
+    "Where the time of one call goes."
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile: run()
+    spent = {"matrix products": 0.0, "attention": 0.0, "everything else": 0.0}
+    for event in profile.events(): spent[kind_of(event)] += event.self_cpu_time_total * 1e-6
+    return spent
+
+# %% ../nbs/46_bench.ipynb #bc965cff
+def history_growth(sampler: Sampler, short: list[str], long: list[str], added: int) -> dict[str, Any]:  # prompts; latents between them
+    "What a longer history adds to one block: seconds by part, and the work of attention."
+    spent = []
+    for prompts in (short, long):
+        blocks = sampler.blocks(prompts)
+        next(blocks)
+        spent.append(time_by_part(lambda: next(blocks)))
+    dit, vae = sampler.dit.config, sampler.vae.config
+    widths = (sampler.config.steps + 1) * dit.layers * dit.heads * dit.head_dim + vae.decoder_layers * vae.width   # of all passes together
+    return dict(latents=added, seconds={part: spent[1][part] - spent[0][part] for part in spent[0]}, gflop=4e-9 * len(long) * dit.block_size * added * widths)
+
 # %% ../nbs/46_bench.ipynb #77f1296a
 def history_cost(plan: Plan) -> dict[str, Any]:
     "Seconds per new block by history, and a straight line through them."
@@ -433,15 +462,9 @@ def history_cost(plan: Plan) -> dict[str, Any]:
     y = [Spread.of(found.seconds[str(n)]) for n in plan.histories]
     slope, constant = theilslopes([point.median for point in y], x)[:2]     # one disturbed point does not turn it
     rows = [dict(history=n, seconds=point._asdict()) for n, point in zip(x, y)]
-    return dict(rows=rows, constant=float(constant), slope=float(slope), share=float(256 * slope / constant), batch=8)
-
-# %% ../nbs/46_bench.ipynb #703e77e1
-def kind_of(event: Any) -> str:  # of torch.profiler
-    "What an operation counts as: the parts of attention's operator are attention."
-    names, above = [], event
-    while above is not None: names.append(above.name); above = above.cpu_parent
-    if any("tiled_attention" in name or "scaled_dot_product" in name for name in names): return "attention"
-    return "matrix products" if any(part in event.name for part in ("mm", "linear", "convolution", "mkl")) else "everything else"
+    first, last = plan.histories[0], plan.histories[-1]
+    growth = history_growth(sampler, texts[first], texts[last], last - first)
+    return dict(rows=rows, constant=float(constant), slope=float(slope), share=float(256 * slope / constant), batch=8, growth=growth)
 
 # %% ../nbs/46_bench.ipynb #befc1968
 def time_shares(plan: Plan) -> list[dict[str, Any]]:
@@ -450,9 +473,7 @@ def time_shares(plan: Plan) -> list[dict[str, Any]]:
     made = ways(plan._replace(batches=(max(plan.batches) + 1,)), max(plan.batches))
     step = made[plan.fastest]
     for _ in range(2): step()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile: step()
-    spent = {"matrix products": 0.0, "attention": 0.0, "everything else": 0.0}
-    for event in profile.events(): spent[kind_of(event)] += event.self_cpu_time_total * 1e-6
+    spent = time_by_part(step)
     return [dict(part=name, seconds=s, share=s / sum(spent.values())) for name, s in spent.items()]
 
 # %% ../nbs/46_bench.ipynb #578bb061
