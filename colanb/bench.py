@@ -58,7 +58,7 @@ class Spread(NamedTuple):
         return cls(median(values), min(values), max(values))
 
 # %% ../nbs/46_bench.ipynb #1dbb5662
-def matmul_rate(dtype: torch.dtype, device: str = "cpu", size: int = 1024, libraries: Sequence[bool] = (False, True)) -> float:  # GFLOP/s
+def matmul_rate(dtype: torch.dtype, libraries: Sequence[bool] = (False, True), device: str = "cpu", size: int = 1024) -> float:  # GFLOP/s
     "The best of some multiplications of square matrices, by each library that there is (`linear`'s switch)."
     a, took = torch.ones(size, size, dtype=dtype, device=device), []
     for onednn in (*libraries, *libraries):
@@ -78,7 +78,7 @@ def wait(device: str) -> None:
 @cache
 def fast_bf16(device: str = "cpu") -> bool:
     "Whether bf16 is worth timing: without instructions for it a matrix product takes a hundred times as long as in fp32."
-    return matmul_rate(torch.bfloat16, device, 256) > matmul_rate(torch.float32, device, 256) / 4
+    return matmul_rate(torch.bfloat16, device=device, size=256) > matmul_rate(torch.float32, device=device, size=256) / 4
 
 # %% ../nbs/46_bench.ipynb #46c4d587
 class Race(NamedTuple):
@@ -104,13 +104,11 @@ def race(
     size: int = 1024,              # of the matrices whose product is the peak
 ) -> Race:
     "Time all candidates in turn."
-    both = (False, True)
-    kinds = {"fp32": (torch.float32, both), "bf16": (torch.bfloat16, both), "MKL": (torch.float32, both[:1])}
-    rate = lambda dtype, libraries: matmul_rate(dtype, device, size, libraries)
+    kinds = {"fp32": [torch.float32], "bf16": [torch.bfloat16], "MKL": [torch.float32, [False]]}
     result = Race({name: [] for name in candidates}, {name: [] for name in candidates})
     for _ in range(rounds):
         for name, run in candidates.items():
-            result.peaks[name].append({kind: rate(*kinds[kind]) for kind in peaks})
+            result.peaks[name].append({kind: matmul_rate(*kinds[kind], device=device, size=size) for kind in peaks})
             wait(device)
             start = time.perf_counter()
             for _ in range(repeat): told = run()

@@ -72,7 +72,7 @@ def linear(
     "x W^T + bias."
     fits = x.shape[:-1].numel() % IMAGES == 0 and x.numel() * len(weight) >= 2**23    # smaller ones do not repay the calls
     if onednn is None: onednn = prefers_onednn()
-    if not (onednn and fits) or x.is_cuda or {x.dtype, weight.dtype} != {torch.float32} or torch.is_autocast_enabled("cpu"): return F.linear(x, weight, bias)
+    if not (onednn and fits) or x.device.type != "cpu" or {x.dtype, weight.dtype} != {torch.float32} or torch.is_autocast_enabled("cpu"): return F.linear(x, weight, bias)
     return (_closed if torch.compiler.is_compiling() else _convolved)(x, weight, bias)
 
 # %% ../nbs/20_layers.ipynb #619fa53e

@@ -80,7 +80,7 @@ class Encoder(nn.Module):
 
     def forward(self, ids: Int[Tensor, "b l"]) -> Posterior:
         x = self.embedding(ids)
-        if self.config.patch_size == 1: x = linear(x, self.patch.weight[..., 0], self.patch.bias)
+        if self.config.patch_size == 1: x = linear(x, self.patch.weight[..., 0], self.patch.bias, self.head.onednn)
         else: x = self.patch(x.mT).mT
         n, config = x.shape[1], self.config
         sight = Visibility(n, config.block_size) if config.block_size and config.block_size < n else None
