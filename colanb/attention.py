@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['BACKENDS', 'block_causal', 'packed_parts', 'Visibility', 'share_heads', 'dense_attention', 'sdpa_attention', 'Tile',
-           'tiles', 'biases', 'tiled_attention', 'xformers_attention', 'flex_attention', 'attend', 'KVCache']
+           'tiles', 'biases', 'tiled_attention', 'xformers_attention', 'BlockSight', 'flex_attention', 'attend',
+           'planned', 'KVCache']
 
 # %% ../nbs/21_attention.ipynb #b647bdd5
 from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -254,20 +256,31 @@ def _flex_mask(visibility: Visibility, device: str):
     return create_block_mask(sees, None, None, rows, columns, device=device)
 
 # %% ../nbs/21_attention.ipynb #3bb4b4e9
+class BlockSight(NamedTuple):
+    "A visibility as a block mask of FlexAttention."
+    mask: Any
+
+# %% ../nbs/21_attention.ipynb #cef74d9a
+def _flex() -> Callable:
+    from torch.nn.attention.flex_attention import flex_attention   # a second to import, so only where it is used
+    return flex_attention
+
 @lru_cache(maxsize=1)
-def _flex(compiled: bool):
-    from torch.nn.attention.flex_attention import flex_attention
-    return torch.compile(flex_attention) if compiled else flex_attention
+def _compiled_flex() -> Callable:
+    torch._dynamo.config.recompile_limit = 64   # one kernel for each visibility
+    return torch.compile(_flex(), dynamic=False)
 
 # %% ../nbs/21_attention.ipynb #442e0c48
 def flex_attention(
     q: Float[Tensor, "b h n e"],
     k: Float[Tensor, "b g m e"],
     v: Float[Tensor, "b g m e"],
-    visibility: Visibility,  # one block size
+    visibility: Visibility | BlockSight,  # one block size
 ) -> Float[Tensor, "b h n e"]:
     "PyTorch's FlexAttention, compiled on CUDA."
-    return _flex(q.is_cuda)(q, k, v, block_mask=_flex_mask(visibility, str(q.device)), enable_gqa=k.shape[1] != q.shape[1])
+    if not isinstance(visibility, BlockSight): visibility = BlockSight(_flex_mask(visibility, str(q.device)))
+    kernel = _compiled_flex() if q.is_cuda and not torch.compiler.is_compiling() else _flex()
+    return kernel(q, k, v, block_mask=visibility.mask, enable_gqa=k.shape[1] != q.shape[1])
 
 # %% ../nbs/21_attention.ipynb #f9041cab
 BACKENDS = {
@@ -284,11 +297,12 @@ def attend(
     q: Float[Tensor, "b h n e"],
     k: Float[Tensor, "b g m e"],
     v: Float[Tensor, "b g m e"],
-    sight: Visibility | Bool[Tensor, "*b n m"] | None = None,  # a whole pass, a mask (cached passes), or everything
+    sight: Visibility | BlockSight | Bool[Tensor, "*b n m"] | None = None,  # a whole pass, a mask (cached passes), or everything
     backend: str = "sdpa",                                     # a key of `BACKENDS`
 ) -> Float[Tensor, "b h n e"]:
     "Attention under a visibility; unknown backends raise `ValueError`."
     if backend not in BACKENDS: raise ValueError(f"attention backend {backend!r}: choose from {sorted(BACKENDS)}")
+    if isinstance(sight, BlockSight): return flex_attention(q, k, v, sight)
     if not isinstance(sight, Visibility): return (dense_attention if backend == "dense" else sdpa_attention)(q, k, v, sight)
     if isinstance(sight.block_size, int): return BACKENDS[backend](q, k, v, sight)
     if sight.packed: raise ValueError("a packed pass has one length, so one block size: run each block size by itself")
@@ -297,6 +311,20 @@ def attend(
         rows = [i for i, s in enumerate(sight.block_size) if s == size]
         out[rows] = BACKENDS[backend](q[rows], k[rows], v[rows], sight._replace(block_size=size))
     return out
+
+# %% ../nbs/21_attention.ipynb #b320cd3d
+def planned(
+    sight: Visibility | Bool[Tensor, "*b n m"] | None,
+    backend: str,          # a key of `BACKENDS`
+    device: torch.device,
+    training: bool,        # whether gradients will be asked for
+) -> "Visibility | BlockSight | Bool[Tensor, '*b n m'] | None":
+    "A visibility in the form that the backend's kernel on this device takes."
+    if not isinstance(sight, Visibility) or not isinstance(sight.block_size, int): return sight
+    if backend == "sdpa" and device.type == "cuda": backend = "flex" if training else "masked"
+    if backend == "flex": return BlockSight(_flex_mask(sight, str(device)))
+    if backend == "masked" and device.type == "cuda": return sight.mask(str(device))
+    return sight
 
 # %% ../nbs/21_attention.ipynb #e046b2b6
 class KVCache:

@@ -27,11 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
-from datasets import DatasetBuilder, load_dataset_builder
-from datasets.exceptions import DatasetsError
-from huggingface_hub import hf_hub_download
 from jaxtyping import Int
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -124,8 +120,9 @@ def read_text(config: DataConfig) -> Iterator[Document | Defect]:  # source 'tex
         yield from read_txt(path, where) if path.suffix == ".txt" else read_jsonl(path, where, config.text_field)
 
 # %% ../nbs/10_data.ipynb #59926b18
-def hub_builder(config: DataConfig) -> DatasetBuilder:  # source 'hf'
+def hub_builder(config: DataConfig) -> "DatasetBuilder":  # source 'hf'
     "The builder of a `datasets` name; `ValueError` where there is none or its files are missing."
+    from datasets import load_dataset_builder   # here and below: it takes seconds, and most corpora do without
     files = str(ROOT / config.data_files) if config.data_files else None
     try: return load_dataset_builder(config.dataset, config.subset, data_files=files)
     except (FileNotFoundError, ValueError, StopIteration) as error:
@@ -134,6 +131,7 @@ def hub_builder(config: DataConfig) -> DatasetBuilder:  # source 'hf'
 # %% ../nbs/10_data.ipynb #cd742d2e
 def hub_rows(config: DataConfig, position: dict | None = None, track: Callable[[Any], None] = lambda rows: None) -> Iterator[dict]:  # where to go on; told the data set
     "The first `limit` rows of a split; `ValueError` where the builder cannot read its files."
+    from datasets.exceptions import DatasetsError
     builder = hub_builder(config)
     try:
         if not config.streaming: builder.download_and_prepare()
@@ -268,6 +266,7 @@ def tokenizer_file(name: str) -> Path:  # path relative to the project, or the h
     "The tokenizer.json behind a name; `ValueError` where neither the disk nor the hub has it."
     path = ROOT / name
     if path.is_file() or name.endswith(".json") or name.count("/") != 1: return path
+    from huggingface_hub import hf_hub_download
     try: return Path(hf_hub_download(name, "tokenizer.json"))
     except (OSError, ValueError) as error:
         raise ValueError(f"data.tokenizer={name!r}: no such file, and no tokenizer.json of that name on the hub or in its cache: {str(error).splitlines()[0]}") from error
@@ -351,6 +350,7 @@ def pack(
 # %% ../nbs/10_data.ipynb #dde0cf73
 def write_sequences(sequences: Int[np.ndarray, "n l"], path: Path) -> None:
     "Write sequences as one Arrow record batch."
+    import pyarrow as pa
     column = pa.FixedSizeListArray.from_arrays(pa.array(sequences.ravel()), sequences.shape[1])
     batch = pa.record_batch([column], names=["tokens"])
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, batch.schema) as stream: stream.write_batch(batch)
@@ -358,6 +358,7 @@ def write_sequences(sequences: Int[np.ndarray, "n l"], path: Path) -> None:
 # %% ../nbs/10_data.ipynb #d17fc64d
 def read_sequences(path: Path) -> Int[np.ndarray, "n l"]:  # a read-only view of the file
     "Open sequences through a memory map."
+    import pyarrow as pa
     batch = pa.ipc.open_stream(pa.memory_map(str(path))).read_next_batch()
     return batch.column(0).values.to_numpy(zero_copy_only=True).reshape(-1, batch.column(0).type.list_size)
 
@@ -465,23 +466,26 @@ class Corpus:
         return Batches(self.split(split), batch_size, seed)
 
 # %% ../nbs/10_data.ipynb #d0976054
-SPOOL = pa.schema([("name", pa.string()), ("text", pa.large_string()), ("split", pa.string())])
+SPOOL = ("name", "text", "split")   # columns of the scratch file
 
 # %% ../nbs/10_data.ipynb #25a733e5
 def spool(documents: Iterable[Document], path: Path) -> tuple[list[str], list[str], list[str | None]]:  # -> names, hashes, fixed splits
     "Write documents to a scratch file, in batches, and list what splitting needs."
+    import pyarrow as pa
     names, digests, fixed, waiting = [], [], [], []
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, SPOOL) as stream:
+    columns = pa.schema([(name, pa.large_string()) for name in SPOOL])
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, columns) as stream:
         for number, document in enumerate(documents, 1):
             names.append(document.name); fixed.append(document.split); waiting.append(document._asdict())
             digests.append(hashlib.sha256(document.text.encode()).hexdigest())
-            if number % 256 == 0: stream.write_batch(pa.RecordBatch.from_pylist(waiting, SPOOL)); waiting = []
-        stream.write_batch(pa.RecordBatch.from_pylist(waiting, SPOOL))
+            if number % 256 == 0: stream.write_batch(pa.RecordBatch.from_pylist(waiting, columns)); waiting = []
+        stream.write_batch(pa.RecordBatch.from_pylist(waiting, columns))
     return names, digests, fixed
 
 # %% ../nbs/10_data.ipynb #badcade8
 def spooled(path: Path, splits: list[str], split: str) -> Iterator[list[str]]:  # batches of texts of one split
     "Read back the texts of one split."
+    import pyarrow as pa
     start = 0
     for batch in pa.ipc.open_stream(pa.memory_map(str(path))):
         texts = [t.as_py() for t, s in zip(batch.column("text"), splits[start : start + len(batch)]) if s == split]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .attention import KVCache, Visibility, attend
+from .attention import KVCache, Visibility, attend, planned
 from .layers import MLP, Linear, Modulation, Rotary, Times, gate, linear, modulate
 
 # %% ../nbs/22_trunk.ipynb #7e5568fb
@@ -174,11 +174,13 @@ class Trunk(nn.Module):
         table, keep = self.rotary.table(positions), None
         training = cache is None and torch.is_grad_enabled()
         run = compiled_block() if self.compiled and training else Block.__call__
+        backend = self.blocks[0].attention.backend
         if self.recompute and training: run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
         for layer, block in enumerate(self.blocks):
             if block is self.blocks[-1] and isinstance(sight, Visibility) and sight.packed: sight, keep = sight._replace(noisy_only=True), sight.n
             past = dict(cache=cache, layer=layer) if cache is not None else {}
-            x = run(block, x, time, keep, rotary=self.rotary, table=table, sight=sight, **past)
+            seen = planned(sight, backend, x.device, training)
+            x = run(block, x, time, keep, rotary=self.rotary, table=table, sight=seen, **past)
         return x
 
 # %% ../nbs/22_trunk.ipynb #f3a17569
