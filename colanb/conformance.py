@@ -39,7 +39,7 @@ class Line(NamedTuple):
 # %% ../nbs/35_conformance.ipynb #92e73ada
 def compare(name: str, ours: Any, recorded: Any) -> Line:  # anything numpy takes; integers are ids
     "Largest error of `ours`, or its number of wrong ids."
-    ours, recorded = (np.asarray(x.detach() if isinstance(x, Tensor) else x) for x in (ours, recorded))
+    ours, recorded = (np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x) for x in (ours, recorded))
     ids = np.issubdtype(recorded.dtype, np.integer)
     if ours.shape != recorded.shape: return Line(name, None, False, max(ours.size, recorded.size) if ids else 0)
     error = float(np.abs(ours.astype(np.float64) - recorded.astype(np.float64)).max(initial=0.0))
@@ -49,13 +49,14 @@ def compare(name: str, ours: Any, recorded: Any) -> Line:  # anything numpy take
 # %% ../nbs/35_conformance.ipynb #79a263e8
 class Fixture:
     "A folder of recorded outputs and its checkpoint; `ValueError` where it cannot be read."
-    def __init__(self, folder: Path | str):
-        folder = Path(folder)
+    def __init__(self, folder: Path | str, device: str = "cpu"):
+        folder, self.device = Path(folder), device
         if missing := [name for name in ("fixture.json", "arrays.npz") if not (folder / name).is_file()]:
             raise ValueError(f"{folder}: no {missing[0]}: not a folder of recorded outputs")
         self.info: dict[str, Any] = json.loads((folder / "fixture.json").read_text(encoding="utf-8"))
         with np.load(folder / "arrays.npz", allow_pickle=False) as arrays: self.arrays = dict(arrays)
         self.cola, self.used = read_release(folder), set()
+        self.cola.model.to(device)
         self.cola.tokenizer.pad_id = self.info["pad_token_id"]
         self.block_size = self.info.get("block_size", self.cola.model.dit.config.block_size)
 
@@ -64,7 +65,7 @@ class Fixture:
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.arrays: raise ValueError(f"arrays.npz: no array {name}")
         self.used.add(name)
-        return torch.from_numpy(self.arrays[name])
+        return torch.from_numpy(self.arrays[name]).to(self.device)
 
     def samples(self, name: str, lens: str) -> list[Tensor]:  # a flat array, the array of its lengths
         "Cut a flat array into its samples, each with a batch axis."
@@ -111,7 +112,7 @@ def cached_velocity(cola: ColaModel, z: Float[Tensor, "1 n d"], t: Float[Tensor,
     dit, past = cola.model.dit, z.shape[1] - block_size
     cache = dit.trunk.cache(1, z.shape[1])
     if past:
-        dit(z[:, :past], torch.zeros(1, 1), cache)
+        dit(z[:, :past], t.new_zeros(1, 1), cache)
         cache.advance(past)
     return dit(z[:, past:], t, cache)
 
@@ -135,7 +136,7 @@ def packed_velocity(fixture: Fixture) -> tuple[list[Tensor], list[Tensor]]:  # o
     for z0, zt, t, size in zip(*parts, fixture["tr_block_sizes"].tolist()):
         own, t = twin(dit, block_size=size), t / dit.config.time_scale
         noisy.append(own.velocity(own.packed(z0, zt, t), zt, t))
-        with torch.no_grad(): clean.append(own(z0, torch.zeros(1, 1)))
+        with torch.no_grad(): clean.append(own(z0, t.new_zeros(1, 1)))
     return noisy, clean
 
 # %% ../nbs/35_conformance.ipynb #bf163948

@@ -321,7 +321,7 @@ def load(
 # %% ../nbs/34_hub.ipynb #8882eb91
 def twin(model: nn.Module, **changes: Any) -> nn.Module:  # DiT or TextVAE; fields of its config
     "A network with changed settings that shares the parameters of `model`."
-    other = type(model)(model.config.replace(**changes)).train(model.training)
+    other = type(model)(model.config.replace(**changes)).train(model.training).to(next(model.parameters()).device)
     other.load_state_dict(model.state_dict(keep_vars=True), assign=True)
     for name, buffer in model.named_buffers(): other.get_buffer(name).copy_(buffer)
     return other
