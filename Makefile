@@ -2,10 +2,10 @@
 PYTHON ?= python3
 VENV := . .venv/bin/activate &&
 
-.PHONY: help .venv repro figures test drift smoke bench export executed
+.PHONY: help .venv repro figures test drift smoke bench export executed gpu-pack gpu-merge
 
 help:  ## show this list
-	@awk -F':.*## ' '/^[.a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[.a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv: .venv/.ready  ## the environment, from requirements.lock
 
@@ -41,3 +41,9 @@ export: .venv  ## write colanb/ and README.md from the notebooks
 executed: .venv  ## run the library notebooks and the README's in place, keep their outputs
 	$(VENV) OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore:IProgress python -m nbconvert --to notebook --execute --inplace nbs/*.ipynb
 	$(VENV) nbdev_clean && python .ci/scrub nbs/*.ipynb && python .ci/readme > README.md
+
+gpu-pack: .venv  ## collect in .gpu/ what a machine with a graphics card needs; there: .ci/gpu
+	$(VENV) python .ci/gpu-pack
+
+gpu-merge: .venv  ## bring the results of .ci/gpu from the folder FROM into data/results/gpu
+	$(VENV) python .ci/gpu-merge $(FROM)
