@@ -171,11 +171,15 @@ class DiTConfig(Config):
     prediction: Literal["velocity", "z0"] = Field("velocity", description="what the network's output stands for")
     skip: bool = Field(False, description="add the time-dependent linear optimum for unit-variance data to the output")
     zero_init: bool = Field(True, description="AdaLN gates and output start at zero")
+    output: Literal["latent", "tokens"] = Field("latent", description="tokens: the clean latent as a mixture of token codes, softmax(logits) @ codes; needs prediction z0")
+    vocab_size: int | None = Field(None, gt=1, description="output tokens: rows of its tables; filled in from the VAE")
 
     @model_validator(mode="after")
     def _shapes(self):
         if self.rope_dim > self.head_dim or self.rope_dim % 2:
             raise ValueError(f"dit.rope_dim={self.rope_dim} must be even and at most head_dim={self.head_dim}")
+        if self.output == "tokens" and self.prediction != "z0":
+            raise ValueError(f"dit.prediction={self.prediction!r}: output 'tokens' gives a clean latent, so it must be 'z0'")
         return self
 
 # %% ../nbs/00_config.ipynb #6113f2a8
@@ -224,6 +228,7 @@ class FlowConfig(Config):
     mask_ratio: float = Field(0.15, gt=0, lt=1, description="share of masked tokens")
     lambda_vae: float = Field(1.0, ge=0)
     lambda_fm: float = Field(1.0, ge=0)
+    lambda_ce: float = Field(0.0, ge=0, description="dit.output tokens: weight of the cross-entropy of its logits; 1 is recommended")
     lambda_ref: float = Field(0.1, ge=0, description="weight of KL(q || q_ref), q_ref the frozen stage-1 encoder")
     detach_target: bool = Field(True, description="stop-gradient on the flow-matching target")
     filler: float = Field(0.0, ge=0, le=1, description="patch_size > 1: share of sequences with an end of text inside a patch (section 5.3)")
@@ -319,6 +324,10 @@ class RunConfig(Config):
         if self.baseline: return self
         if self.vae.d_latent != self.dit.d_latent:
             raise ValueError(f"vae.d_latent={self.vae.d_latent} differs from dit.d_latent={self.dit.d_latent}")
+        if self.dit.output == "tokens" and self.vae.patch_size != 1:
+            raise ValueError(f"vae.patch_size={self.vae.patch_size}: dit.output 'tokens' has one token for each latent, so it must be 1")
+        if self.flow.lambda_ce and self.dit.output != "tokens":
+            raise ValueError(f"flow.lambda_ce={self.flow.lambda_ce}: dit.output={self.dit.output!r} has no logits; choose 'tokens'")
         chunk = self.vae.patch_size * self.dit.block_size
         if self.data.seq_len % chunk:
             raise ValueError(f"data.seq_len={self.data.seq_len} is not a multiple of patch_size*block_size={chunk}")

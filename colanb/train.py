@@ -32,7 +32,7 @@ from tqdm import tqdm
 from .checkpoint import load_checkpoint, save_checkpoint, tensors_of, write_atomically
 from .config import ROOT, DiTConfig, RunConfig, TrainConfig, VAEConfig, load_profile, pick_device, stream
 from .data import Corpus, Tokenizer, prepare
-from .flow import EVERY, ColaDLM, Loss, stage1_loss, stage2_loss, with_filler
+from .flow import EVERY, ColaDLM, Loss, stage1_loss, stage2_loss, token_codes, with_filler, with_vocabulary
 from .parallel import ShardedMuon, autocast, current_group, full, gathered, processes, shard
 from .trunk import use
 from .vae import Encoder
@@ -346,11 +346,12 @@ def train_prior(
     fresh = run.stage2.strategy == "scratch"
     if not fresh and vae_folder is None: raise ValueError(f"strategy {run.stage2.strategy!r} starts from a stage-1 VAE: none was given")
     vae = ColaDLM(run.vae).vae if fresh else load_model(vae_folder)[1].vae
-    run = run.replace(vae=vae.config)
+    run = run.replace(vae=vae.config, dit=with_vocabulary(run.dit, vae.config))
     reference = None
     if not fresh and run.stage2.strategy != "fixed" and run.flow.lambda_ref:
         reference = Encoder(vae.config); reference.load_state_dict(vae.encoder.state_dict())
     model = ColaDLM(vae, run.dit, reference).to(device or pick_device())
+    if run.dit.output == "tokens" and not fresh: model.dit.tokens.codes.data.copy_(token_codes(model.vae))
     def loss_fn(model, ids, valid, generator, rows=EVERY):
         ids, valid = with_filler(ids, valid, run.flow.filler, run.vae.patch_size, corpus.tokenizer.pad_id, generator)
         return stage2_loss(model, ids, valid, run.flow, generator, next(model.vae.parameters()).requires_grad, rows)

@@ -1,0 +1,91 @@
+"Options beyond the paper against plain references, written as loops."
+
+import pytest
+import torch
+
+from colanb.config import DiTConfig, FlowConfig, VAEConfig, stream
+from colanb.dit import DiT
+from colanb.flow import EVERY, ColaDLM, batch_noise, clean_prefix, sample_time, stage2_loss, token_codes
+
+VAE = VAEConfig(vocab_size=30, d_latent=8, width=32, heads=4, encoder_layers=1, decoder_layers=1, ffn_dim=64)
+DIT = DiTConfig(d_latent=8, width=32, heads=4, head_dim=8, layers=2, rope_dim=8, block_size=4, zero_init=False)
+TOKENS = dict(output="tokens", prediction="z0")
+
+
+def batch():
+    ids = torch.randint(3, 30, (3, 16), generator=stream("ids"))
+    valid = torch.ones_like(ids, dtype=torch.bool)
+    valid[0, 11:] = False
+    return ids, valid
+
+
+def made(seed=0, **changes):
+    torch.manual_seed(seed)
+    return ColaDLM(VAE, DIT.replace(**changes))
+
+
+def drawn(model, ids, flow, place):
+    "What a stage-2 loss draws, in its order: latents, noise, times, clean openings."
+    generator, s = stream(*place), model.dit.config.block_size
+    q = model.vae.encode(ids)
+    z0 = q.at(batch_noise(q.mean, len(ids), EVERY, generator))
+    z1 = batch_noise(z0, len(ids), EVERY, generator)
+    t = sample_time(flow, (len(ids), ids.shape[1] // s), generator).repeat_interleave(s, 1)
+    pinned = clean_prefix(flow.clean_prefix, (len(ids), ids.shape[1] // s), s, generator)
+    return z0, z1, t.masked_fill(pinned, 0.0), pinned
+
+
+def block_output(dit, z0, zt, t, row, first):
+    "Token distribution and clean latent of one block, by itself against the history before it."
+    s = dit.config.block_size
+    z = torch.cat([z0[row:row + 1, :first], zt[row:row + 1, first:first + s]], 1)
+    at = torch.cat([torch.zeros(1, first), t[row:row + 1, first:first + s]], 1)
+    n = first + s
+    sight = torch.ones(n, n).tril().bool() | (torch.arange(n)[:, None] // s == torch.arange(n) // s)
+    hidden = dit.hidden(z, dit.embed(at), torch.arange(n), sight)[0, first:]
+    logits = hidden @ dit.tokens.logits.weight.T + dit.tokens.logits.bias
+    p = logits.exp() / logits.exp().sum(-1, keepdim=True)
+    return p.log(), p @ dit.tokens.codes + hidden @ dit.output.weight.T + dit.output.bias
+
+
+@torch.no_grad()
+def test_token_output_and_its_losses_are_plain_sums():
+    (ids, valid), flow = batch(), FlowConfig(clean_prefix=0.6, lambda_ce=0.7)
+    model = made(**TOKENS)
+    loss = stage2_loss(model, ids, valid, flow, stream("loss"), train_vae=False)
+    z0, z1, t, pinned = drawn(model, ids, flow, ("loss",))
+    zt = (1 - t[..., None]) * z0 + t[..., None] * z1
+    error, entropy, count = 0.0, 0.0, 0
+    for row in range(len(ids)):
+        for first in range(0, 16, 4):
+            log_p, guess = block_output(model.dit, z0, zt, t, row, first)
+            for i in range(4):
+                if not valid[row, first + i] or pinned[row, first + i]: continue
+                error += (guess[i] - z0[row, first + i]).square().mean().item()
+                entropy -= log_p[i, ids[row, first + i]].item()
+                count += 1
+    assert pinned.any() and count < int(valid.sum())
+    assert loss.parts["fm"].item() == pytest.approx(error / count, rel=1e-4)
+    assert loss.parts["ce"].item() == pytest.approx(entropy / count, rel=1e-4)
+    assert loss.total.item() == pytest.approx((error + 0.7 * entropy) / count, rel=1e-4)
+
+
+def test_token_losses_of_parts_of_a_batch_add_up():
+    (ids, valid), flow, found = batch(), FlowConfig(clean_prefix=0.6, lambda_ce=0.7), []
+    for parts in ([EVERY], [slice(0, 1), slice(1, 3)]):
+        model = made(**TOKENS)
+        sum(stage2_loss(model, ids, valid, flow, stream("loss"), rows=rows).total for rows in parts).backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_codes_are_the_encoders_means():
+    vae = made().vae
+    codes = token_codes(vae, 7)
+    for token in range(30): torch.testing.assert_close(codes[token], vae.encode(torch.tensor([[token]])).mean[0, 0])
+
+
+def test_default_has_no_more_parameters():
+    assert set(made().dit.state_dict()) < set(made(**TOKENS).dit.state_dict())
+    assert {k.split(".")[0] for k in set(made(**TOKENS).dit.state_dict()) - set(made().dit.state_dict())} == {"tokens"}
