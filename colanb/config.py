@@ -172,7 +172,9 @@ class DiTConfig(Config):
     skip: bool = Field(False, description="add the time-dependent linear optimum for unit-variance data to the output")
     zero_init: bool = Field(True, description="AdaLN gates and output start at zero")
     output: Literal["latent", "tokens"] = Field("latent", description="tokens: the clean latent as a mixture of token codes, softmax(logits) @ codes; needs prediction z0")
-    vocab_size: int | None = Field(None, gt=1, description="output tokens: rows of its tables; filled in from the VAE")
+    next_head: bool = Field(False, description="training only: predict the next block's tokens from the clean copy")
+    vocab_size: int | None = Field(None, gt=1, description="output tokens, next_head: rows of their tables; filled in from the VAE")
+    tokens_per_latent: int = Field(1, ge=1, description="next_head: tokens of a latent; filled in from the VAE")
 
     @model_validator(mode="after")
     def _shapes(self):
@@ -229,6 +231,7 @@ class FlowConfig(Config):
     lambda_vae: float = Field(1.0, ge=0)
     lambda_fm: float = Field(1.0, ge=0)
     lambda_ce: float = Field(0.0, ge=0, description="dit.output tokens: weight of the cross-entropy of its logits; 1 is recommended")
+    lambda_next: float = Field(0.0, ge=0, description="dit.next_head: weight of the cross-entropy of the next block's tokens; 0.3 is recommended")
     lambda_ref: float = Field(0.1, ge=0, description="weight of KL(q || q_ref), q_ref the frozen stage-1 encoder")
     detach_target: bool = Field(True, description="stop-gradient on the flow-matching target")
     filler: float = Field(0.0, ge=0, le=1, description="patch_size > 1: share of sequences with an end of text inside a patch (section 5.3)")
@@ -328,6 +331,8 @@ class RunConfig(Config):
             raise ValueError(f"vae.patch_size={self.vae.patch_size}: dit.output 'tokens' has one token for each latent, so it must be 1")
         if self.flow.lambda_ce and self.dit.output != "tokens":
             raise ValueError(f"flow.lambda_ce={self.flow.lambda_ce}: dit.output={self.dit.output!r} has no logits; choose 'tokens'")
+        if (self.flow.lambda_next > 0) != self.dit.next_head:
+            raise ValueError(f"flow.lambda_next={self.flow.lambda_next} with dit.next_head={self.dit.next_head}: a weight above 0 needs the head, and the head a weight")
         chunk = self.vae.patch_size * self.dit.block_size
         if self.data.seq_len % chunk:
             raise ValueError(f"data.seq_len={self.data.seq_len} is not a multiple of patch_size*block_size={chunk}")

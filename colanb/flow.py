@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['EVERY', 'IGNORED', 'PathSample', 'interpolate', 'path_logsnr', 'time_of_logsnr', 'sample_time', 'clean_prefix',
            'with_vocabulary', 'ColaDLM', 'Loss', 'batch_noise', 'masked_copy', 'decoder_terms', 'latent_statistics',
-           'patch_valid', 'with_filler', 'stage1_loss', 'token_error', 'prior_terms', 'fm_loss', 'prior_total',
-           'stage2_loss', 'token_codes']
+           'patch_valid', 'with_filler', 'stage1_loss', 'token_error', 'next_error', 'prior_terms', 'fm_loss',
+           'prior_total', 'stage2_loss', 'token_codes']
 
 # %% ../nbs/30_flow.ipynb #b9f3467e
 import math
@@ -76,8 +76,9 @@ def clean_prefix(
 
 # %% ../nbs/30_flow.ipynb #86e68836
 def with_vocabulary(dit: DiTConfig, vae: VAEConfig) -> DiTConfig:
-    "The DiT's configuration with the VAE's vocabulary, if it predicts tokens."
-    return dit.replace(vocab_size=vae.vocab_size) if dit.output == "tokens" else dit
+    "The DiT's configuration with the VAE's vocabulary and patch size, if it predicts tokens."
+    if dit.output == "latent" and not dit.next_head: return dit
+    return dit.replace(vocab_size=vae.vocab_size, tokens_per_latent=vae.patch_size)
 
 # %% ../nbs/30_flow.ipynb #8556a1ec
 class ColaDLM(nn.Module):
@@ -210,6 +211,17 @@ def token_error(
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
     return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
+# %% ../nbs/30_flow.ipynb #52dfcdec
+def next_error(
+    logits: Float[Tensor, "r k p v"],  # from the latents of all blocks but the last
+    targets: Int[Tensor, "b l"],       # of the whole batch
+    rows: slice,
+) -> Float[Tensor, ""]:
+    "Cross-entropy of the next block's tokens, a mean over those of the batch that count."
+    count = logits.shape[1] * logits.shape[2]
+    later = targets[:, targets.shape[1] - count:]
+    return token_error(logits, later[rows].reshape(logits.shape[:3])) / (later != IGNORED).sum().clamp(min=1)
+
 # %% ../nbs/30_flow.ipynb #bfcda58e
 def prior_terms(
     dit: DiT,
@@ -220,7 +232,7 @@ def prior_terms(
     rows: slice = EVERY,
     targets: Int[Tensor, "b l"] | None = None,  # tokens, IGNORED where they do not count; for cross-entropies
 ) -> dict[str, Float[Tensor, ""]]:
-    "L_FM (Eq 3.7), `fm`, and the cross-entropy `ce` if it has a weight: means over the latents that count."
+    "L_FM (Eq 3.7), `fm`, and the cross-entropies `ce` and `next` if they have a weight: means over what counts."
     (b, n), s = latent_valid.shape, dit.config.block_size
     z1 = batch_noise(z0, b, rows, generator)
     t = sample_time(config, (b, n // s if config.time_per == "block" else 1), generator)
@@ -232,12 +244,15 @@ def prior_terms(
         pinned = pinned[rows]
     t, at = t[rows], at[rows]
     zt, _ = interpolate(z0.detach() if config.detach_noised else z0, z1, at)
-    found = packed_outputs(dit, z0.detach(), zt, t, pinned) if config.lambda_ce else Outputs(dit.packed(z0.detach(), zt, t, pinned))
+    inputs = z0.detach(), zt, t, pinned
+    asked = config.lambda_ce or config.lambda_next
+    found = packed_outputs(dit, *inputs, following=config.lambda_next > 0) if asked else Outputs(dit.packed(*inputs))
     raw = found.raw.float()
     clean = z0.detach() if config.detach_target else z0
     error = raw - clean if dit.config.prediction == "z0" else dit.velocity(raw, zt, at) - (z1 - clean)
     parts = {"fm": error.square().mean(-1)[weight[rows]].sum() / weight.sum()}
     if config.lambda_ce: parts["ce"] = token_error(found.logits, targets[rows].masked_fill(~weight[rows], IGNORED)) / weight.sum()
+    if config.lambda_next: parts["next"] = next_error(found.following, targets, rows)
     return parts
 
 # %% ../nbs/30_flow.ipynb #543a4f7e
@@ -250,13 +265,15 @@ def fm_loss(
     rows: slice = EVERY,
 ) -> Float[Tensor, ""]:
     "L_FM (Eq 3.7): mean squared error per channel over the latents that count."
-    return prior_terms(dit, z0, latent_valid, config.replace(lambda_ce=0.0), generator, rows)["fm"]
+    return prior_terms(dit, z0, latent_valid, config.replace(lambda_ce=0.0, lambda_next=0.0), generator, rows)["fm"]
 
 # %% ../nbs/30_flow.ipynb #3327c24d
 def prior_total(parts: dict[str, Tensor], config: FlowConfig) -> Float[Tensor, ""]:  # of `prior_terms`
     "The prior's parts of the loss, weighted."
     total = config.lambda_fm * parts["fm"]
-    return total + config.lambda_ce * parts["ce"] if config.lambda_ce else total
+    if config.lambda_ce: total = total + config.lambda_ce * parts["ce"]
+    if config.lambda_next: total = total + config.lambda_next * parts["next"]
+    return total
 
 # %% ../nbs/30_flow.ipynb #cf4a9688
 def stage2_loss(

@@ -91,7 +91,7 @@ def merge_settings(defaults: Mapping, kept: Mapping, values: Mapping) -> dict[st
 # %% ../nbs/34_hub.ipynb #70754142
 def dit_settings(config: DiTConfig, kept: Mapping[str, Any] = {}) -> dict[str, Any]:  # kept: the file it was read from
     "config.json of a DiT; `ValueError` for what the released format cannot say."
-    fixed = dict(prediction="velocity", skip=False, time_dim=256, time_scale=1000.0)
+    fixed = dict(prediction="velocity", output="latent", next_head=False, skip=False, time_dim=256, time_scale=1000.0)
     if wrong := {k: getattr(config, k) for k, v in fixed.items() if getattr(config, k) != v}:
         raise ValueError(f"cola_dit has no setting for {wrong}: the released format means {({k: fixed[k] for k in wrong})}")
     values = {theirs: getattr(config, ours) for ours, theirs in DIT_FIELDS.items()}

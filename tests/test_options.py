@@ -35,14 +35,18 @@ def drawn(model, ids, flow, place):
     return z0, z1, t.masked_fill(pinned, 0.0), pinned
 
 
+def block_sight(n, s):
+    "Who sees whom: all earlier blocks, and one's own."
+    block = torch.arange(n) // s
+    return block[:, None] >= block
+
+
 def block_output(dit, z0, zt, t, row, first):
     "Token distribution and clean latent of one block, by itself against the history before it."
     s = dit.config.block_size
     z = torch.cat([z0[row:row + 1, :first], zt[row:row + 1, first:first + s]], 1)
     at = torch.cat([torch.zeros(1, first), t[row:row + 1, first:first + s]], 1)
-    n = first + s
-    sight = torch.ones(n, n).tril().bool() | (torch.arange(n)[:, None] // s == torch.arange(n) // s)
-    hidden = dit.hidden(z, dit.embed(at), torch.arange(n), sight)[0, first:]
+    hidden = dit.hidden(z, dit.embed(at), torch.arange(first + s), block_sight(first + s, s))[0, first:]
     logits = hidden @ dit.tokens.logits.weight.T + dit.tokens.logits.bias
     p = logits.exp() / logits.exp().sum(-1, keepdim=True)
     return p.log(), p @ dit.tokens.codes + hidden @ dit.output.weight.T + dit.output.bias
@@ -71,9 +75,9 @@ def test_token_output_and_its_losses_are_plain_sums():
 
 
 def test_token_losses_of_parts_of_a_batch_add_up():
-    (ids, valid), flow, found = batch(), FlowConfig(clean_prefix=0.6, lambda_ce=0.7), []
+    (ids, valid), flow, found = batch(), FlowConfig(clean_prefix=0.6, lambda_ce=0.7, lambda_next=0.3), []
     for parts in ([EVERY], [slice(0, 1), slice(1, 3)]):
-        model = made(**TOKENS)
+        model = made(**TOKENS, next_head=True)
         sum(stage2_loss(model, ids, valid, flow, stream("loss"), rows=rows).total for rows in parts).backward()
         found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
@@ -89,3 +93,28 @@ def test_codes_are_the_encoders_means():
 def test_default_has_no_more_parameters():
     assert set(made().dit.state_dict()) < set(made(**TOKENS).dit.state_dict())
     assert {k.split(".")[0] for k in set(made(**TOKENS).dit.state_dict()) - set(made().dit.state_dict())} == {"tokens"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_next_tokens_are_predicted_from_the_clean_history_alone(patch_size):
+    (ids, valid), s, p = batch(), 2, patch_size
+    torch.manual_seed(0)
+    flow = FlowConfig(lambda_next=0.3)
+    model = ColaDLM(VAE.replace(patch_size=p), DIT.replace(next_head=True, block_size=s))
+    loss = stage2_loss(model, ids, valid, flow, stream("loss"), train_vae=False)
+    q = model.vae.encode(ids)
+    z0 = q.at(batch_noise(q.mean, len(ids), EVERY, stream("loss")))
+    dit, n, entropy, count = model.dit, 16 // p, 0.0, 0
+    for row in range(len(ids)):
+        for i in range(n - s):
+            seen = (i // s + 1) * s   # up to the end of the latent's own block
+            hidden = dit.hidden(z0[row:row + 1, :seen], dit.embed(torch.zeros(1, 1)), torch.arange(seen), block_sight(seen, s))[0, i]
+            logits = dit.following.weight @ hidden + dit.following.bias
+            for j in range(p):
+                place = (i + s) * p + j
+                if not valid[row, place]: continue
+                entropy -= logits[30 * j:30 * (j + 1)].log_softmax(0)[ids[row, place]].item()
+                count += 1
+    assert loss.parts["next"].item() == pytest.approx(entropy / count, rel=1e-4)
+    assert loss.total.item() == pytest.approx((loss.parts["fm"] + 0.3 * loss.parts["next"]).item(), rel=1e-5)
