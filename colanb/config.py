@@ -270,6 +270,10 @@ class SampleConfig(Config):
     "Generation (Eq 3.19-3.21, section 5.2)."
     steps: int = Field(16, ge=1, description="solver steps per block")
     solver: Literal["euler", "heun"] = "euler"
+    grid: Literal["uniform", "quantile"] = Field("uniform", description="the solver's times: even, or at the quantiles of the training schedule")
+    grid_loc: float | None = Field(None, description="quantile: loc of the schedule; None: that of the run's training")
+    grid_scale: float | None = Field(None, gt=0, description="quantile: scale of the schedule; None: that of the run's training")
+    eta: float = Field(0.0, ge=0, le=1, description="share of the noise that is drawn afresh after each Euler step")
     guidance_scale: float = Field(7.0, ge=0)
     first_block: Literal["clean", "repaint", "left_pad", "right_pad"] = Field("clean", description="how a prompt that ends inside a block is held (Table 5)")
     repaint_rounds: int = Field(1, ge=1, description="repaint: times a step is taken, with noise put back in between (t of Table 5)")
@@ -282,6 +286,11 @@ class SampleConfig(Config):
     stop_at_newline: bool = Field(False, description="stop when every continuation holds a word and then a newline")
     seed: int = Field(66, ge=0, description="base seed of the noise (paper, Table 8)")
     compat: Literal["none", "release"] = Field("none", description="release: its stop rule, uncut text, noise seeds and unscaled decoding")
+
+    @model_validator(mode="after")
+    def _solver(self):
+        if self.eta and self.solver == "heun": raise ValueError(f"sample.eta={self.eta}: fresh noise goes with solver 'euler', not 'heun'")
+        return self
 
 # %% ../nbs/00_config.ipynb #f2f643ae
 class ODEConfig(Config):
@@ -337,6 +346,15 @@ class RunConfig(Config):
         if self.data.seq_len % chunk:
             raise ValueError(f"data.seq_len={self.data.seq_len} is not a multiple of patch_size*block_size={chunk}")
         return self
+
+    def sampling(self, **changes: Any) -> SampleConfig:  # fields of SampleConfig
+        "`sample` with `changes`; a quantile grid without numbers of its own takes the training schedule."
+        asked = self.sample.replace(**changes)
+        if asked.grid == "uniform" or None not in (asked.grid_loc, asked.grid_scale): return asked
+        if self.flow.schedule == "uniform": return asked.replace(grid="uniform")
+        loc = self.flow.loc if asked.grid_loc is None else asked.grid_loc
+        scale = self.flow.scale if asked.grid_scale is None else asked.grid_scale
+        return asked.replace(grid_loc=loc, grid_scale=scale)
 
 # %% ../nbs/00_config.ipynb #ea012a8a
 TaskName = Literal["lambada", "squad", "story_cloze", "mmlu", "obqa", "race", "siqa", "hellaswag"]

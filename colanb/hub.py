@@ -240,7 +240,7 @@ class ColaModel(ModelHubMixin, library_name="colanb", tags=["diffusion", "text-g
     def sampler(self, **changes: Any) -> Sampler:    # fields of SampleConfig
         "A sampler with the run's settings and `changes`; `ValueError` without a DiT."
         if self.model.dit is None: raise ValueError(f"{self.run.name} has no DiT (stage 1 only): it cannot generate")
-        return Sampler(self.model.vae, self.model.dit, self.tokenizer, self.run.sample.replace(**changes))
+        return Sampler(self.model.vae, self.model.dit, self.tokenizer, self.run.sampling(**changes))
 
     def generate(self,
         prompts: list[str],

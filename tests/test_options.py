@@ -1,11 +1,14 @@
 "Options beyond the paper against plain references, written as loops."
 
+import math
+from statistics import NormalDist
+
 import pytest
 import torch
 
-from colanb.config import DiTConfig, FlowConfig, VAEConfig, stream
-from colanb.dit import DiT
+from colanb.config import DiTConfig, FlowConfig, SampleConfig, VAEConfig, stream
 from colanb.flow import EVERY, ColaDLM, batch_noise, clean_prefix, sample_time, stage2_loss, token_codes
+from colanb.sample import transport_block
 
 VAE = VAEConfig(vocab_size=30, d_latent=8, width=32, heads=4, encoder_layers=1, decoder_layers=1, ffn_dim=64)
 DIT = DiTConfig(d_latent=8, width=32, heads=4, head_dim=8, layers=2, rope_dim=8, block_size=4, zero_init=False)
@@ -118,3 +121,45 @@ def test_next_tokens_are_predicted_from_the_clean_history_alone(patch_size):
                 count += 1
     assert loss.parts["next"].item() == pytest.approx(entropy / count, rel=1e-4)
     assert loss.total.item() == pytest.approx((loss.parts["fm"] + 0.3 * loss.parts["next"]).item(), rel=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+def test_sampler_on_the_quantile_grid_is_the_plain_loop(eta):
+    model = made(**TOKENS)
+    dit, s, loc, scale = model.dit.eval(), 4, 1.2, 0.7
+    config = SampleConfig(steps=5, grid="quantile", grid_loc=loc, grid_scale=scale, eta=eta, guidance_scale=2.0)
+    history, start = torch.randn(2, 8, 8, generator=stream("history")), torch.randn(2, s, 8, generator=stream("start"))
+    cache = dit.trunk.cache(2, 16)
+    for block in history.split(s, 1):
+        dit(block, torch.zeros(2, 1), cache)
+        cache.advance(s)
+    noises = lambda place: torch.stack([torch.randn(s, 8, generator=stream(item, place)) for item in range(2)])
+    none = torch.zeros(2, s, dtype=torch.bool)
+    found = transport_block(dit, start, cache, torch.zeros_like(start), none, 2.0, config, noises)
+    normal, times = NormalDist(), [1.0]
+    for i in range(1, 5): times.append(1 / (1 + math.exp(-loc - scale * normal.inv_cdf(1 - i / 5))))
+    times.append(0.0)
+    for item in range(2):
+        z = start[item:item + 1]
+        for i in range(5):
+            t, then = times[i], times[i + 1]
+            at = torch.cat([torch.zeros(1, 8), torch.full((1, s), t)], 1)
+            under = dit(torch.cat([history[item:item + 1], z], 1), at)[:, -s:]
+            alone = dit(z, torch.full((1, 1), t))
+            v = alone + 2.0 * (under - alone)
+            old = z + (1 - t) * v
+            fresh = torch.randn(s, 8, generator=stream(item, f"fresh {i} 0"))
+            z = (1 - then) * (z - t * v) + then * (math.sqrt(1 - eta**2) * old + eta * fresh)
+        torch.testing.assert_close(found[item:item + 1], z, atol=1e-4, rtol=1e-4)
+
+
+def test_no_fresh_noise_is_euler_and_draws_nothing():
+    model = made()
+    start, none = torch.randn(1, 4, 8, generator=stream("start")), torch.zeros(1, 4, dtype=torch.bool)
+    def refused(place): raise AssertionError(f"noise was asked for: {place}")
+    with torch.no_grad():
+        found = transport_block(model.dit, start, model.dit.trunk.cache(1, 4), start, none, 1.0, SampleConfig(steps=3, eta=0.0), refused)
+        z, times = start, torch.linspace(1, 0, 4).tolist()
+        for t, then in zip(times, times[1:]): z = z + (then - t) * model.dit(z, torch.full((1, 1), t))
+    torch.testing.assert_close(found, z, atol=1e-6, rtol=1e-6)
