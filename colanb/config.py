@@ -264,6 +264,14 @@ class TrainConfig(Config):
     keep_latest: int = Field(2, ge=1, description="resume checkpoints that are kept")
     accumulate: int = Field(1, ge=1, description="passes whose gradients are summed up before an update, in each process")
     recompute: bool = Field(False, description="activation checkpointing: keep each block's input alone and compute the rest again")
+    block_schedule: list[tuple[int, float]] = Field([], description="stage 2: [size, until] pairs, block sizes of the first steps, each until a share of all; then the DiT's own")
+
+    @model_validator(mode="after")
+    def _stages(self):
+        ends = [0.0, *(until for _, until in self.block_schedule)]
+        if any(size < 1 for size, _ in self.block_schedule) or any(a >= b for a, b in zip(ends, ends[1:])) or ends[-1] > 1:
+            raise ValueError(f"block_schedule={self.block_schedule}: sizes must be >= 1 and shares rise within 0 < until <= 1")
+        return self
 
 # %% ../nbs/00_config.ipynb #ffbb5354
 class SampleConfig(Config):
@@ -333,6 +341,8 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self):
+        if (self.stage2.block_schedule and self.baseline) or self.stage1.block_schedule:
+            raise ValueError("block_schedule is for stage2 of a Cola DLM: stage1 and baselines have no blocks to grow")
         if self.baseline: return self
         if self.vae.d_latent != self.dit.d_latent:
             raise ValueError(f"vae.d_latent={self.vae.d_latent} differs from dit.d_latent={self.dit.d_latent}")
@@ -345,6 +355,9 @@ class RunConfig(Config):
         chunk = self.vae.patch_size * self.dit.block_size
         if self.data.seq_len % chunk:
             raise ValueError(f"data.seq_len={self.data.seq_len} is not a multiple of patch_size*block_size={chunk}")
+        for size, _ in self.stage2.block_schedule:
+            if self.data.seq_len % (self.vae.patch_size * size):
+                raise ValueError(f"stage2.block_schedule has {size}: data.seq_len={self.data.seq_len} is not a multiple of patch_size*{size}")
         return self
 
     def sampling(self, **changes: Any) -> SampleConfig:  # fields of SampleConfig

@@ -57,9 +57,10 @@ def packed_inputs(
     noisy: Float[Tensor, "b n d"],
     t: Float[Tensor, "b m"],
     pinned: Bool[Tensor, "b n"] | None = None,
+    block_size: int | None = None,    # None: the configuration's
 ) -> tuple[Tensor, Times, Tensor, Visibility]:
     "Latents, times, positions and visibility of the packed pass (Eq 3.17)."
-    (b, n, _), s = noisy.shape, dit.config.block_size
+    (b, n, _), s = noisy.shape, block_size or dit.config.block_size
     m, past = t.shape[1], n - s
     if n % m or past % (n // m): raise ValueError(f"{m} times do not divide {n} latents in blocks of {s}")
     rows = F.silu(dit.time(torch.cat([t.new_zeros(1), t.flatten()])))       # row 0 is the clean copy's
@@ -147,9 +148,10 @@ class DiT(nn.Module):
         noisy: Float[Tensor, "b n d"],    # zt
         t: Float[Tensor, "b m"],          # time of each group of n/m noisy latents
         pinned: Bool[Tensor, "b n"] | None = None,  # noisy latents that are clean, at t=0
+        block_size: int | None = None,    # None: the configuration's
     ) -> Float[Tensor, "b n d"]:
         "Network output for the noisy copy, all blocks at once, each under its own clean history (Eq 3.17)."
-        return self.raw(*packed_inputs(self, clean, noisy, t, pinned))
+        return self.raw(*packed_inputs(self, clean, noisy, t, pinned, block_size))
 
     def guided(self,
         z: Float[Tensor, "b s d"],          # one block of each sample
@@ -174,10 +176,11 @@ def packed_outputs(
     noisy: Float[Tensor, "b n d"],
     t: Float[Tensor, "b m"],
     pinned: Bool[Tensor, "b n"] | None = None,
+    block_size: int | None = None,
     following: bool = False,          # predict next tokens too, by `next_head`
 ) -> Outputs:
     "What the packed pass gives, logits included."
-    hidden = dit.hidden(*packed_inputs(dit, clean, noisy, t, pinned), whole=following)
+    hidden = dit.hidden(*packed_inputs(dit, clean, noisy, t, pinned, block_size), whole=following)
     past = hidden.shape[1] - noisy.shape[1]   # latents of the clean copy
     found = dit.read(hidden[:, past:])
     if not following: return found

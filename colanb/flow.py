@@ -231,9 +231,10 @@ def prior_terms(
     generator: torch.Generator,
     rows: slice = EVERY,
     targets: Int[Tensor, "b l"] | None = None,  # tokens, IGNORED where they do not count; for cross-entropies
+    block_size: int | None = None,      # None: the DiT's
 ) -> dict[str, Float[Tensor, ""]]:
     "L_FM (Eq 3.7), `fm`, and the cross-entropies `ce` and `next` if they have a weight: means over what counts."
-    (b, n), s = latent_valid.shape, dit.config.block_size
+    (b, n), s = latent_valid.shape, block_size or dit.config.block_size
     z1 = batch_noise(z0, b, rows, generator)
     t = sample_time(config, (b, n // s if config.time_per == "block" else 1), generator)
     if config.time_per == "sequence": t = t.expand(-1, n // s)
@@ -244,7 +245,7 @@ def prior_terms(
         pinned = pinned[rows]
     t, at = t[rows], at[rows]
     zt, _ = interpolate(z0.detach() if config.detach_noised else z0, z1, at)
-    inputs = z0.detach(), zt, t, pinned
+    inputs = z0.detach(), zt, t, pinned, s
     asked = config.lambda_ce or config.lambda_next
     found = packed_outputs(dit, *inputs, following=config.lambda_next > 0) if asked else Outputs(dit.packed(*inputs))
     raw = found.raw.float()
@@ -284,6 +285,7 @@ def stage2_loss(
     generator: torch.Generator,
     train_vae: bool = True,     # False: the VAE is frozen
     rows: slice = EVERY,        # rows of the batch that are asked for
+    block_size: int | None = None,  # None: the DiT's
 ) -> Loss:
     "L_stage2 (Eq 3.18) in nats per token, with the flow-matching part per channel."
     every = patch_valid(valid, model.vae.config.patch_size)
@@ -291,11 +293,11 @@ def stage2_loss(
     targets = ids.masked_fill(~valid, IGNORED)
     if not train_vae:
         with torch.no_grad(): q = model.vae.encode(ids[rows]); z0 = q.at(batch_noise(q.mean, len(ids), rows, generator))
-        parts = prior_terms(model.dit, z0, every, config, generator, rows, targets)
+        parts = prior_terms(model.dit, z0, every, config, generator, rows, targets, block_size)
         return Loss(prior_total(parts, config), {k: v.detach() for k, v in parts.items()} | latent_statistics(q, latent_valid, share))
     q, z0, parts = decoder_terms(model.vae, ids, valid, config, generator, rows)
     parts["negative_entropy"] = -q.entropy()[latent_valid].sum() / valid.sum()
-    prior = prior_terms(model.dit, z0, every, config, generator, rows, targets)
+    prior = prior_terms(model.dit, z0, every, config, generator, rows, targets, block_size)
     parts |= prior
     total = config.lambda_vae * (parts["reconstruction"] + config.beta * parts["negative_entropy"] + config.lambda_mask * parts.get("mask", 0))
     total = total + prior_total(prior, config)

@@ -5,10 +5,14 @@ from statistics import NormalDist
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from colanb.config import DiTConfig, FlowConfig, SampleConfig, VAEConfig, stream
+from colanb import train
+from colanb.config import DiTConfig, FlowConfig, RunConfig, SampleConfig, VAEConfig, stream
+from colanb.data import Corpus, prepare
 from colanb.flow import EVERY, ColaDLM, batch_noise, clean_prefix, sample_time, stage2_loss, token_codes
 from colanb.sample import transport_block
+from colanb.train import train_vae
 
 VAE = VAEConfig(vocab_size=30, d_latent=8, width=32, heads=4, encoder_layers=1, decoder_layers=1, ffn_dim=64)
 DIT = DiTConfig(d_latent=8, width=32, heads=4, head_dim=8, layers=2, rope_dim=8, block_size=4, zero_init=False)
@@ -163,3 +167,55 @@ def test_no_fresh_noise_is_euler_and_draws_nothing():
         z, times = start, torch.linspace(1, 0, 4).tolist()
         for t, then in zip(times, times[1:]): z = z + (then - t) * model.dit(z, torch.full((1, 1), t))
     torch.testing.assert_close(found, z, atol=1e-6, rtol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [1, 2])
+def test_loss_at_another_block_size_is_that_of_a_dit_with_this_size(size):
+    (ids, valid), flow = batch(), FlowConfig(clean_prefix=0.6, lambda_ce=0.7, lambda_next=0.3)
+    model, other = (made(**TOKENS, next_head=True, block_size=s) for s in (4, size))
+    found = stage2_loss(model, ids, valid, flow, stream("loss"), train_vae=False, block_size=size)
+    expected = stage2_loss(other, ids, valid, flow, stream("loss"), train_vae=False)
+    assert {k: v.item() for k, v in found.parts.items()} == {k: v.item() for k, v in expected.parts.items()}
+    assert found.total != stage2_loss(model, ids, valid, flow, stream("loss"), train_vae=False).total
+
+
+@pytest.fixture(scope="module")
+def trained_vae(tmp_path_factory):
+    "A small corpus and a VAE of a few steps."
+    place = tmp_path_factory.mktemp("options")
+    run = RunConfig.read({
+        "name": "options", "data": {"source": "testbed", "level": "micro", "documents": 200, "tokenizer": "word", "seq_len": 32, "packing": "whole"},
+        "vae": VAE.model_dump(), "dit": DIT.model_dump(), "flow": {"clean_prefix": 0.5},
+        **{stage: {"steps": 10, "batch_size": 4, "lr": 3e-3, "warmup": 2, "log_every": 1, "eval_every": 50, "save_every": 5, "strategy": "fixed"} for stage in ("stage1", "stage2")}})
+    prepare(run.data, place / "tokens")
+    corpus = Corpus.load(place / "tokens")
+    train_vae(run, corpus, place / "vae", 0, device="cpu", scratch=place / "scratch")
+    return run, corpus, place / "vae"
+
+
+class Stopped(Exception):
+    "Raised to stop a training."
+
+
+def test_block_sizes_follow_the_step_and_survive_a_stop(trained_vae, tmp_path, monkeypatch):
+    run, corpus, vae = trained_vae
+    run, sizes, stop = run.replace(stage2=run.stage2.replace(block_schedule=[(1, 0.4), (2, 0.6)])), [], None
+    inner = train.stage2_loss
+    def watched(*given, **named):
+        if torch.is_grad_enabled():
+            if len(sizes) == stop: raise Stopped
+            sizes.append(given[7])
+        return inner(*given, **named)
+    monkeypatch.setattr(train, "stage2_loss", watched)
+    train.train_prior(run, corpus, vae, tmp_path / "whole", 0, device="cpu", scratch=tmp_path / "a")
+    assert sizes == [1, 1, 1, 1, 2, 2, 4, 4, 4, 4]
+    sizes.clear()
+    stop = 7
+    with pytest.raises(Stopped): train.train_prior(run, corpus, vae, tmp_path / "parts", 0, device="cpu", scratch=tmp_path / "b")
+    sizes.clear()
+    stop = None
+    train.train_prior(run, corpus, vae, tmp_path / "parts", 0, device="cpu", scratch=tmp_path / "b")
+    assert sizes == [2, 4, 4, 4, 4]   # from the checkpoint at step 5
+    whole, parts = (load_file(tmp_path / name / "dit.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
