@@ -503,7 +503,7 @@ def load_sampler(
 ) -> tuple[RunConfig, Sampler]:
     "The run and the sampler of a model folder."
     run, model, tokenizer = open_model(folder, device)
-    return run, make_sampler(model, tokenizer, run.sample.replace(**changes))
+    return run, make_sampler(model, tokenizer, run.sampling(**changes))
 
 # %% ../nbs/33_baselines.ipynb #ead6f712
 class Size(NamedTuple):
@@ -620,5 +620,5 @@ def cost_table(
     for run in runs:
         (stage, _, model, _), spent = stage_losses(run, words)[-1], flops_per_token(run, words)
         rows.append({"train_token": spent[stage], "train": training_flops(run, spent),
-                     "new_token": generation_flops(make_sampler(model, tokenizer, run.sample), prompts)})
+                     "new_token": generation_flops(make_sampler(model, tokenizer, run.sampling()), prompts)})
     return pd.concat([size_table(runs, words), pd.DataFrame(rows)], axis=1)

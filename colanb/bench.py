@@ -142,9 +142,10 @@ def plain_packed(
     noisy: Float[Tensor, "b n d"],
     t: Float[Tensor, "b m"],                    # time of each group of n/m noisy latents
     pinned: Bool[Tensor, "b n"] | None = None,  # noisy latents that are clean, at t=0
+    block_size: int | None = None,              # None: the configuration's
 ) -> Float[Tensor, "b n d"]:
     "What `DiT.packed` computes, the plain way."
-    n, s = noisy.shape[1], dit.config.block_size
+    n, s = noisy.shape[1], block_size or dit.config.block_size
     at = t.repeat_interleave(n // t.shape[1], dim=1)
     if pinned is not None: at = at.masked_fill(pinned, 0.0)
     order, mask = torch.arange(n, device=t.device), plain_mask(n, s).to(t.device)

@@ -77,7 +77,7 @@ def main(
         sampling(SampleConfig(), args)   # wrong settings are refused before a model is read
         cola = load(args.model or default_model())
         prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-        sampler = Sampler(cola.model.vae, cola.model.dit, cola.tokenizer, sampling(cola.run.sample, args))
+        sampler = Sampler(cola.model.vae, cola.model.dit, cola.tokenizer, sampling(cola.run.sampling(), args))
         print(prompt, end="", flush=True)
         for final, text in stream_text(sampler, prompt, args.seed, args.watch):
             print(text if final else f"\n    {text}", end="\n" if args.watch and final else "", flush=True)

@@ -171,11 +171,17 @@ class DiTConfig(Config):
     prediction: Literal["velocity", "z0"] = Field("velocity", description="what the network's output stands for")
     skip: bool = Field(False, description="add the time-dependent linear optimum for unit-variance data to the output")
     zero_init: bool = Field(True, description="AdaLN gates and output start at zero")
+    output: Literal["latent", "tokens"] = Field("latent", description="tokens: the clean latent as a mixture of token codes, softmax(logits) @ codes; needs prediction z0")
+    next_head: bool = Field(False, description="training only: predict the next block's tokens from the clean copy")
+    vocab_size: int | None = Field(None, gt=1, description="output tokens, next_head: rows of their tables; filled in from the VAE")
+    tokens_per_latent: int = Field(1, ge=1, description="next_head: tokens of a latent; filled in from the VAE")
 
     @model_validator(mode="after")
     def _shapes(self):
         if self.rope_dim > self.head_dim or self.rope_dim % 2:
             raise ValueError(f"dit.rope_dim={self.rope_dim} must be even and at most head_dim={self.head_dim}")
+        if self.output == "tokens" and self.prediction != "z0":
+            raise ValueError(f"dit.prediction={self.prediction!r}: output 'tokens' gives a clean latent, so it must be 'z0'")
         return self
 
 # %% ../nbs/00_config.ipynb #6113f2a8
@@ -224,6 +230,8 @@ class FlowConfig(Config):
     mask_ratio: float = Field(0.15, gt=0, lt=1, description="share of masked tokens")
     lambda_vae: float = Field(1.0, ge=0)
     lambda_fm: float = Field(1.0, ge=0)
+    lambda_ce: float = Field(0.0, ge=0, description="dit.output tokens: weight of the cross-entropy of its logits; 1 is recommended")
+    lambda_next: float = Field(0.0, ge=0, description="dit.next_head: weight of the cross-entropy of the next block's tokens; 0.3 is recommended")
     lambda_ref: float = Field(0.1, ge=0, description="weight of KL(q || q_ref), q_ref the frozen stage-1 encoder")
     detach_target: bool = Field(True, description="stop-gradient on the flow-matching target")
     filler: float = Field(0.0, ge=0, le=1, description="patch_size > 1: share of sequences with an end of text inside a patch (section 5.3)")
@@ -256,12 +264,24 @@ class TrainConfig(Config):
     keep_latest: int = Field(2, ge=1, description="resume checkpoints that are kept")
     accumulate: int = Field(1, ge=1, description="passes whose gradients are summed up before an update, in each process")
     recompute: bool = Field(False, description="activation checkpointing: keep each block's input alone and compute the rest again")
+    block_schedule: list[tuple[int, float]] = Field([], description="stage 2: [size, until] pairs, block sizes of the first steps, each until a share of all; then the DiT's own")
+
+    @model_validator(mode="after")
+    def _stages(self):
+        ends = [0.0, *(until for _, until in self.block_schedule)]
+        if any(size < 1 for size, _ in self.block_schedule) or any(a >= b for a, b in zip(ends, ends[1:])) or ends[-1] > 1:
+            raise ValueError(f"block_schedule={self.block_schedule}: sizes must be >= 1 and shares rise within 0 < until <= 1")
+        return self
 
 # %% ../nbs/00_config.ipynb #ffbb5354
 class SampleConfig(Config):
     "Generation (Eq 3.19-3.21, section 5.2)."
     steps: int = Field(16, ge=1, description="solver steps per block")
     solver: Literal["euler", "heun"] = "euler"
+    grid: Literal["uniform", "quantile"] = Field("uniform", description="the solver's times: even, or at the quantiles of the training schedule")
+    grid_loc: float | None = Field(None, description="quantile: loc of the schedule; None: that of the run's training")
+    grid_scale: float | None = Field(None, gt=0, description="quantile: scale of the schedule; None: that of the run's training")
+    eta: float = Field(0.0, ge=0, le=1, description="share of the noise that is drawn afresh after each Euler step")
     guidance_scale: float = Field(7.0, ge=0)
     first_block: Literal["clean", "repaint", "left_pad", "right_pad"] = Field("clean", description="how a prompt that ends inside a block is held (Table 5)")
     repaint_rounds: int = Field(1, ge=1, description="repaint: times a step is taken, with noise put back in between (t of Table 5)")
@@ -274,6 +294,11 @@ class SampleConfig(Config):
     stop_at_newline: bool = Field(False, description="stop when every continuation holds a word and then a newline")
     seed: int = Field(66, ge=0, description="base seed of the noise (paper, Table 8)")
     compat: Literal["none", "release"] = Field("none", description="release: its stop rule, uncut text, noise seeds and unscaled decoding")
+
+    @model_validator(mode="after")
+    def _solver(self):
+        if self.eta and self.solver == "heun": raise ValueError(f"sample.eta={self.eta}: fresh noise goes with solver 'euler', not 'heun'")
+        return self
 
 # %% ../nbs/00_config.ipynb #f2f643ae
 class ODEConfig(Config):
@@ -316,13 +341,33 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self):
+        if (self.stage2.block_schedule and self.baseline) or self.stage1.block_schedule:
+            raise ValueError("block_schedule is for stage2 of a Cola DLM: stage1 and baselines have no blocks to grow")
         if self.baseline: return self
         if self.vae.d_latent != self.dit.d_latent:
             raise ValueError(f"vae.d_latent={self.vae.d_latent} differs from dit.d_latent={self.dit.d_latent}")
+        if self.dit.output == "tokens" and self.vae.patch_size != 1:
+            raise ValueError(f"vae.patch_size={self.vae.patch_size}: dit.output 'tokens' has one token for each latent, so it must be 1")
+        if self.flow.lambda_ce and self.dit.output != "tokens":
+            raise ValueError(f"flow.lambda_ce={self.flow.lambda_ce}: dit.output={self.dit.output!r} has no logits; choose 'tokens'")
+        if (self.flow.lambda_next > 0) != self.dit.next_head:
+            raise ValueError(f"flow.lambda_next={self.flow.lambda_next} with dit.next_head={self.dit.next_head}: a weight above 0 needs the head, and the head a weight")
         chunk = self.vae.patch_size * self.dit.block_size
         if self.data.seq_len % chunk:
             raise ValueError(f"data.seq_len={self.data.seq_len} is not a multiple of patch_size*block_size={chunk}")
+        for size, _ in self.stage2.block_schedule:
+            if self.data.seq_len % (self.vae.patch_size * size):
+                raise ValueError(f"stage2.block_schedule has {size}: data.seq_len={self.data.seq_len} is not a multiple of patch_size*{size}")
         return self
+
+    def sampling(self, **changes: Any) -> SampleConfig:  # fields of SampleConfig
+        "`sample` with `changes`; a quantile grid without numbers of its own takes the training schedule."
+        asked = self.sample.replace(**changes)
+        if asked.grid == "uniform" or None not in (asked.grid_loc, asked.grid_scale): return asked
+        if self.flow.schedule == "uniform": return asked.replace(grid="uniform")
+        loc = self.flow.loc if asked.grid_loc is None else asked.grid_loc
+        scale = self.flow.scale if asked.grid_scale is None else asked.grid_scale
+        return asked.replace(grid_loc=loc, grid_scale=scale)
 
 # %% ../nbs/00_config.ipynb #ea012a8a
 TaskName = Literal["lambada", "squad", "story_cloze", "mmlu", "obqa", "race", "siqa", "hellaswag"]

@@ -81,7 +81,7 @@ class HarnessScorer:
 
     def write(self, prompts: Sequence[str], **changes: Any) -> list[list[int]]:  # changes: fields of SampleConfig
         "What the sampler writes after each prompt."
-        made, sampler = [], make_sampler(self.model, self.tokenizer, self.run.sample.replace(**changes))
+        made, sampler = [], make_sampler(self.model, self.tokenizer, self.run.sampling(**changes))
         for start in range(0, len(prompts), self.batch_size):
             part = list(prompts[start:start + self.batch_size])
             made += [g.tokens for g in sampler.generate(part, list(range(start, start + len(part))))]

@@ -91,7 +91,7 @@ def merge_settings(defaults: Mapping, kept: Mapping, values: Mapping) -> dict[st
 # %% ../nbs/34_hub.ipynb #70754142
 def dit_settings(config: DiTConfig, kept: Mapping[str, Any] = {}) -> dict[str, Any]:  # kept: the file it was read from
     "config.json of a DiT; `ValueError` for what the released format cannot say."
-    fixed = dict(prediction="velocity", skip=False, time_dim=256, time_scale=1000.0)
+    fixed = dict(prediction="velocity", output="latent", next_head=False, skip=False, time_dim=256, time_scale=1000.0)
     if wrong := {k: getattr(config, k) for k, v in fixed.items() if getattr(config, k) != v}:
         raise ValueError(f"cola_dit has no setting for {wrong}: the released format means {({k: fixed[k] for k in wrong})}")
     values = {theirs: getattr(config, ours) for ours, theirs in DIT_FIELDS.items()}
@@ -240,7 +240,7 @@ class ColaModel(ModelHubMixin, library_name="colanb", tags=["diffusion", "text-g
     def sampler(self, **changes: Any) -> Sampler:    # fields of SampleConfig
         "A sampler with the run's settings and `changes`; `ValueError` without a DiT."
         if self.model.dit is None: raise ValueError(f"{self.run.name} has no DiT (stage 1 only): it cannot generate")
-        return Sampler(self.model.vae, self.model.dit, self.tokenizer, self.run.sample.replace(**changes))
+        return Sampler(self.model.vae, self.model.dit, self.tokenizer, self.run.sampling(**changes))
 
     def generate(self,
         prompts: list[str],

@@ -154,7 +154,7 @@ class Watch:
         moment = Moment(self.run, model, self.corpus, self.items, self.seed, setting, self.memory)
         training = began - self.began - self.measuring
         for change in self.study.settings if step == self.run.stage2.steps else [{}]:
-            sampler = make_sampler(model, self.corpus.tokenizer, self.run.sample.replace(**change))
+            sampler = make_sampler(model, self.corpus.tokenizer, self.run.sampling(**change))
             self.rows += score_sampler(self.profile.tasks, sampler, self.items, self.testbed, self.study.texts, self.seed, {**setting, **change})
         spent = training_flops(self.run.replace(stage2=self.run.stage2.replace(steps=step)), self.flops)
         numbers = {"seconds": training, "generation_seconds": time.process_time() - began, "flops": spent}

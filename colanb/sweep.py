@@ -217,7 +217,7 @@ def run_sweep(
     items, testbed, rows = items_of(profile, run, sweep.names, sweep.items), testbed_of(run), []
     texts = profile.tasks.texts if sweep.texts is None else sweep.texts
     for setting in tqdm(sweep.settings, desc=f"{slug} seed {seed}", unit="setting"):
-        sampler = make_sampler(model, tokenizer, run.sample.replace(**setting))
+        sampler = make_sampler(model, tokenizer, run.sampling(**setting))
         if sweep.stories: rows += adherence(sampler, testbed, sweep.stories, profile.tasks.text_tokens, run.dit.block_size * run.vae.patch_size, profile.tasks.batch_size, seed, setting)
         else: rows += score_sampler(profile.tasks, sampler, items, testbed, texts, seed, setting)
     return pd.DataFrame(rows)

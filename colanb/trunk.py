@@ -170,14 +170,15 @@ class Trunk(nn.Module):
         sight: Visibility | Bool[Tensor, "*b n m"] | None = None,
         time: Times | None = None,
         cache: KVCache | None = None,
-    ) -> Float[Tensor, "b q c"]:                    # the noisy latents alone if `sight` is packed
+        whole: bool = False,                        # packed: the clean copy too
+    ) -> Float[Tensor, "b q c"]:                    # the noisy latents alone if `sight` is packed and not `whole`
         table, keep = self.rotary.table(positions), None
         training = cache is None and torch.is_grad_enabled()
         run = compiled_block() if self.compiled and training else Block.__call__
         backend = self.blocks[0].attention.backend
         if self.recompute and training: run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
         for layer, block in enumerate(self.blocks):
-            if block is self.blocks[-1] and isinstance(sight, Visibility) and sight.packed: sight, keep = sight._replace(noisy_only=True), sight.n
+            if block is self.blocks[-1] and isinstance(sight, Visibility) and sight.packed and not whole: sight, keep = sight._replace(noisy_only=True), sight.n
             past = dict(cache=cache, layer=layer) if cache is not None else {}
             seen = planned(sight, backend, x.device, training)
             x = run(block, x, time, keep, rotary=self.rotary, table=table, sight=seen, **past)

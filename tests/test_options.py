@@ -1,0 +1,221 @@
+"Options beyond the paper against plain references, written as loops."
+
+import math
+from statistics import NormalDist
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from colanb import train
+from colanb.config import DiTConfig, FlowConfig, RunConfig, SampleConfig, VAEConfig, stream
+from colanb.data import Corpus, prepare
+from colanb.flow import EVERY, ColaDLM, batch_noise, clean_prefix, sample_time, stage2_loss, token_codes
+from colanb.sample import transport_block
+from colanb.train import train_vae
+
+VAE = VAEConfig(vocab_size=30, d_latent=8, width=32, heads=4, encoder_layers=1, decoder_layers=1, ffn_dim=64)
+DIT = DiTConfig(d_latent=8, width=32, heads=4, head_dim=8, layers=2, rope_dim=8, block_size=4, zero_init=False)
+TOKENS = dict(output="tokens", prediction="z0")
+
+
+def batch():
+    ids = torch.randint(3, 30, (3, 16), generator=stream("ids"))
+    valid = torch.ones_like(ids, dtype=torch.bool)
+    valid[0, 11:] = False
+    return ids, valid
+
+
+def made(seed=0, **changes):
+    torch.manual_seed(seed)
+    return ColaDLM(VAE, DIT.replace(**changes))
+
+
+def drawn(model, ids, flow, place):
+    "What a stage-2 loss draws, in its order: latents, noise, times, clean openings."
+    generator, s = stream(*place), model.dit.config.block_size
+    q = model.vae.encode(ids)
+    z0 = q.at(batch_noise(q.mean, len(ids), EVERY, generator))
+    z1 = batch_noise(z0, len(ids), EVERY, generator)
+    t = sample_time(flow, (len(ids), ids.shape[1] // s), generator).repeat_interleave(s, 1)
+    pinned = clean_prefix(flow.clean_prefix, (len(ids), ids.shape[1] // s), s, generator)
+    return z0, z1, t.masked_fill(pinned, 0.0), pinned
+
+
+def block_sight(n, s):
+    "Who sees whom: all earlier blocks, and one's own."
+    block = torch.arange(n) // s
+    return block[:, None] >= block
+
+
+def block_output(dit, z0, zt, t, row, first):
+    "Token distribution and clean latent of one block, by itself against the history before it."
+    s = dit.config.block_size
+    z = torch.cat([z0[row:row + 1, :first], zt[row:row + 1, first:first + s]], 1)
+    at = torch.cat([torch.zeros(1, first), t[row:row + 1, first:first + s]], 1)
+    hidden = dit.hidden(z, dit.embed(at), torch.arange(first + s), block_sight(first + s, s))[0, first:]
+    logits = hidden @ dit.tokens.logits.weight.T + dit.tokens.logits.bias
+    p = logits.exp() / logits.exp().sum(-1, keepdim=True)
+    return p.log(), p @ dit.tokens.codes + hidden @ dit.output.weight.T + dit.output.bias
+
+
+@torch.no_grad()
+def test_token_output_and_its_losses_are_plain_sums():
+    (ids, valid), flow = batch(), FlowConfig(clean_prefix=0.6, lambda_ce=0.7)
+    model = made(**TOKENS)
+    loss = stage2_loss(model, ids, valid, flow, stream("loss"), train_vae=False)
+    z0, z1, t, pinned = drawn(model, ids, flow, ("loss",))
+    zt = (1 - t[..., None]) * z0 + t[..., None] * z1
+    error, entropy, count = 0.0, 0.0, 0
+    for row in range(len(ids)):
+        for first in range(0, 16, 4):
+            log_p, guess = block_output(model.dit, z0, zt, t, row, first)
+            for i in range(4):
+                if not valid[row, first + i] or pinned[row, first + i]: continue
+                error += (guess[i] - z0[row, first + i]).square().mean().item()
+                entropy -= log_p[i, ids[row, first + i]].item()
+                count += 1
+    assert pinned.any() and count < int(valid.sum())
+    assert loss.parts["fm"].item() == pytest.approx(error / count, rel=1e-4)
+    assert loss.parts["ce"].item() == pytest.approx(entropy / count, rel=1e-4)
+    assert loss.total.item() == pytest.approx((error + 0.7 * entropy) / count, rel=1e-4)
+
+
+def test_token_losses_of_parts_of_a_batch_add_up():
+    (ids, valid), flow, found = batch(), FlowConfig(clean_prefix=0.6, lambda_ce=0.7, lambda_next=0.3), []
+    for parts in ([EVERY], [slice(0, 1), slice(1, 3)]):
+        model = made(**TOKENS, next_head=True)
+        sum(stage2_loss(model, ids, valid, flow, stream("loss"), rows=rows).total for rows in parts).backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_codes_are_the_encoders_means():
+    vae = made().vae
+    codes = token_codes(vae, 7)
+    for token in range(30): torch.testing.assert_close(codes[token], vae.encode(torch.tensor([[token]])).mean[0, 0])
+
+
+def test_default_has_no_more_parameters():
+    assert set(made().dit.state_dict()) < set(made(**TOKENS).dit.state_dict())
+    assert {k.split(".")[0] for k in set(made(**TOKENS).dit.state_dict()) - set(made().dit.state_dict())} == {"tokens"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_next_tokens_are_predicted_from_the_clean_history_alone(patch_size):
+    (ids, valid), s, p = batch(), 2, patch_size
+    torch.manual_seed(0)
+    flow = FlowConfig(lambda_next=0.3)
+    model = ColaDLM(VAE.replace(patch_size=p), DIT.replace(next_head=True, block_size=s))
+    loss = stage2_loss(model, ids, valid, flow, stream("loss"), train_vae=False)
+    q = model.vae.encode(ids)
+    z0 = q.at(batch_noise(q.mean, len(ids), EVERY, stream("loss")))
+    dit, n, entropy, count = model.dit, 16 // p, 0.0, 0
+    for row in range(len(ids)):
+        for i in range(n - s):
+            seen = (i // s + 1) * s   # up to the end of the latent's own block
+            hidden = dit.hidden(z0[row:row + 1, :seen], dit.embed(torch.zeros(1, 1)), torch.arange(seen), block_sight(seen, s))[0, i]
+            logits = dit.following.weight @ hidden + dit.following.bias
+            for j in range(p):
+                place = (i + s) * p + j
+                if not valid[row, place]: continue
+                entropy -= logits[30 * j:30 * (j + 1)].log_softmax(0)[ids[row, place]].item()
+                count += 1
+    assert loss.parts["next"].item() == pytest.approx(entropy / count, rel=1e-4)
+    assert loss.total.item() == pytest.approx((loss.parts["fm"] + 0.3 * loss.parts["next"]).item(), rel=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+def test_sampler_on_the_quantile_grid_is_the_plain_loop(eta):
+    model = made(**TOKENS)
+    dit, s, loc, scale = model.dit.eval(), 4, 1.2, 0.7
+    config = SampleConfig(steps=5, grid="quantile", grid_loc=loc, grid_scale=scale, eta=eta, guidance_scale=2.0)
+    history, start = torch.randn(2, 8, 8, generator=stream("history")), torch.randn(2, s, 8, generator=stream("start"))
+    cache = dit.trunk.cache(2, 16)
+    for block in history.split(s, 1):
+        dit(block, torch.zeros(2, 1), cache)
+        cache.advance(s)
+    noises = lambda place: torch.stack([torch.randn(s, 8, generator=stream(item, place)) for item in range(2)])
+    none = torch.zeros(2, s, dtype=torch.bool)
+    found = transport_block(dit, start, cache, torch.zeros_like(start), none, 2.0, config, noises)
+    normal, times = NormalDist(), [1.0]
+    for i in range(1, 5): times.append(1 / (1 + math.exp(-loc - scale * normal.inv_cdf(1 - i / 5))))
+    times.append(0.0)
+    for item in range(2):
+        z = start[item:item + 1]
+        for i in range(5):
+            t, then = times[i], times[i + 1]
+            at = torch.cat([torch.zeros(1, 8), torch.full((1, s), t)], 1)
+            under = dit(torch.cat([history[item:item + 1], z], 1), at)[:, -s:]
+            alone = dit(z, torch.full((1, 1), t))
+            v = alone + 2.0 * (under - alone)
+            old = z + (1 - t) * v
+            fresh = torch.randn(s, 8, generator=stream(item, f"fresh {i} 0"))
+            z = (1 - then) * (z - t * v) + then * (math.sqrt(1 - eta**2) * old + eta * fresh)
+        torch.testing.assert_close(found[item:item + 1], z, atol=1e-4, rtol=1e-4)
+
+
+def test_no_fresh_noise_is_euler_and_draws_nothing():
+    model = made()
+    start, none = torch.randn(1, 4, 8, generator=stream("start")), torch.zeros(1, 4, dtype=torch.bool)
+    def refused(place): raise AssertionError(f"noise was asked for: {place}")
+    with torch.no_grad():
+        found = transport_block(model.dit, start, model.dit.trunk.cache(1, 4), start, none, 1.0, SampleConfig(steps=3, eta=0.0), refused)
+        z, times = start, torch.linspace(1, 0, 4).tolist()
+        for t, then in zip(times, times[1:]): z = z + (then - t) * model.dit(z, torch.full((1, 1), t))
+    torch.testing.assert_close(found, z, atol=1e-6, rtol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [1, 2])
+def test_loss_at_another_block_size_is_that_of_a_dit_with_this_size(size):
+    (ids, valid), flow = batch(), FlowConfig(clean_prefix=0.6, lambda_ce=0.7, lambda_next=0.3)
+    model, other = (made(**TOKENS, next_head=True, block_size=s) for s in (4, size))
+    found = stage2_loss(model, ids, valid, flow, stream("loss"), train_vae=False, block_size=size)
+    expected = stage2_loss(other, ids, valid, flow, stream("loss"), train_vae=False)
+    assert {k: v.item() for k, v in found.parts.items()} == {k: v.item() for k, v in expected.parts.items()}
+    assert found.total != stage2_loss(model, ids, valid, flow, stream("loss"), train_vae=False).total
+
+
+@pytest.fixture(scope="module")
+def trained_vae(tmp_path_factory):
+    "A small corpus and a VAE of a few steps."
+    place = tmp_path_factory.mktemp("options")
+    run = RunConfig.read({
+        "name": "options", "data": {"source": "testbed", "level": "micro", "documents": 200, "tokenizer": "word", "seq_len": 32, "packing": "whole"},
+        "vae": VAE.model_dump(), "dit": DIT.model_dump(), "flow": {"clean_prefix": 0.5},
+        **{stage: {"steps": 10, "batch_size": 4, "lr": 3e-3, "warmup": 2, "log_every": 1, "eval_every": 50, "save_every": 5, "strategy": "fixed"} for stage in ("stage1", "stage2")}})
+    prepare(run.data, place / "tokens")
+    corpus = Corpus.load(place / "tokens")
+    train_vae(run, corpus, place / "vae", 0, device="cpu", scratch=place / "scratch")
+    return run, corpus, place / "vae"
+
+
+class Stopped(Exception):
+    "Raised to stop a training."
+
+
+def test_block_sizes_follow_the_step_and_survive_a_stop(trained_vae, tmp_path, monkeypatch):
+    run, corpus, vae = trained_vae
+    run, sizes, stop = run.replace(stage2=run.stage2.replace(block_schedule=[(1, 0.4), (2, 0.6)])), [], None
+    inner = train.stage2_loss
+    def watched(*given, **named):
+        if torch.is_grad_enabled():
+            if len(sizes) == stop: raise Stopped
+            sizes.append(given[7])
+        return inner(*given, **named)
+    monkeypatch.setattr(train, "stage2_loss", watched)
+    train.train_prior(run, corpus, vae, tmp_path / "whole", 0, device="cpu", scratch=tmp_path / "a")
+    assert sizes == [1, 1, 1, 1, 2, 2, 4, 4, 4, 4]
+    sizes.clear()
+    stop = 7
+    with pytest.raises(Stopped): train.train_prior(run, corpus, vae, tmp_path / "parts", 0, device="cpu", scratch=tmp_path / "b")
+    sizes.clear()
+    stop = None
+    train.train_prior(run, corpus, vae, tmp_path / "parts", 0, device="cpu", scratch=tmp_path / "b")
+    assert sizes == [2, 4, 4, 4, 4]   # from the checkpoint at step 5
+    whole, parts = (load_file(tmp_path / name / "dit.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
