@@ -280,7 +280,7 @@ def flex_attention(
     "PyTorch's FlexAttention, compiled on CUDA."
     if not isinstance(visibility, BlockSight): visibility = BlockSight(_flex_mask(visibility, str(q.device)))
     kernel = _compiled_flex() if q.is_cuda and not torch.compiler.is_compiling() else _flex()
-    options = {"BACKEND": "TRITON"} if q.is_cuda else None   # else few queries take a kernel for decoding, which has no backward
+    options = {"BACKEND": "TRITON"} if q.is_cuda and q.shape[2] < 128 else None   # else few queries take a kernel for decoding, which has no backward
     return kernel(q, k, v, block_mask=visibility.mask, enable_gqa=k.shape[1] != q.shape[1], kernel_options=options)
 
 # %% ../nbs/21_attention.ipynb #f9041cab

@@ -241,6 +241,7 @@ class FlowConfig(Config):
 class TrainConfig(Config):
     "One training run (section 4.1, Tables 8 and 10)."
     steps: int = Field(1_000_000, ge=1)
+    seconds: float | None = Field(None, gt=0, description="train for this long in place of `steps`, which schedules then count in; None: by steps alone")
     batch_size: int = Field(1408, ge=1, description="sequences per step")
     optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: matrices of the trunk by Muon, the rest by AdamW")
     lr: float = Field(1.5e-4, gt=0)

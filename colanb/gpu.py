@@ -7,7 +7,7 @@ __all__ = ['SHAPES', 'KERNELS', 'SHARES', 'PARTS', 'Setup', 'attempt', 'backend_
            'worst_case', 'backends', 'conformance', 'small_model', 'step_gradients', 'compiled_error', 'precision_gap',
            'steps', 'sized_run', 'training_speed', 'kernel_shares', 'generation_speed', 'speed', 'generation',
            'packed_run', 'train_run', 'half', 'pack_model', 'training', 'opening', 'ladder', 'described', 'measure_of',
-           'run_one', 'start_part', 'run_parts', 'gpu_parser', 'main']
+           'run_one', 'start_part', 'run_parts', 'gather', 'gpu_parser', 'main']
 
 # %% ../nbs/54_gpu.ipynb #1db825c1
 import argparse
@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -97,10 +98,10 @@ def shape_errors(backend: str, device: str, shape: tuple[int, int]) -> list[dict
 
 # %% ../nbs/54_gpu.ipynb #f3952cac
 def side_by_side(cases: list[tuple[str, tuple[int, int]]], setup: Setup) -> dict[tuple, list[dict[str, Any]]]:   # backend and shape
-    "Errors of the cases that are done in time, twelve processes at once."
+    "Errors of the cases that are done in time, six processes at once."
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"   # there are processes enough
     end, made = time.monotonic() + setup.seconds - 15, {}
-    pool = ProcessPoolExecutor(12, get_context("spawn"))
+    pool = ProcessPoolExecutor(6, get_context("spawn"))
     waiting = {pool.submit(shape_errors, name, setup.device, shape): (name, shape) for name, shape in cases}
     try:
         for done in as_completed(waiting, timeout=end - time.monotonic()): made[waiting[done]] = done.result()
@@ -309,9 +310,10 @@ def pack_model(folder: Path, out: Path) -> None:   # a model folder, a zip file
 
 # %% ../nbs/54_gpu.ipynb #0483d2c6
 def training(name: str, setup: Setup) -> dict[str, Any]:   # a run of the profile `english`
-    "Train until the time is over and pack the model."
+    "Train a prior until the time is over, a baseline for its steps, and pack the model."
     run, corpus = packed_run(name, setup)
-    if run.stage2.seconds is None and not setup.tiny: run = run.replace(stage2=run.stage2.replace(seconds=max(setup.seconds - 35, 20)))
+    left = setup.seconds - (time.time() - psutil.Process().create_time()) - 30   # the rest is for the last evaluation and for packing
+    if not run.baseline and not setup.tiny: run = run.replace(stage2=run.stage2.replace(seconds=max(left, 10.0)))
     with tempfile.TemporaryDirectory() as place:
         log = train_run(run, corpus, setup, Path(place) / "model")
         pack_model(Path(place) / "model", setup.out / f"{name}.zip")
@@ -357,25 +359,28 @@ def described(device: str) -> dict[str, Any]:
     return machine() | {"device": torch.cuda.get_device_name(), "memory_gb": torch.cuda.get_device_properties(0).total_memory / 1e9, "driver": driver, "cuda": torch.version.cuda}
 
 # %% ../nbs/54_gpu.ipynb #6721f716
-def measure_of(part: str) -> tuple[Callable[[Setup], dict[str, Any]], float]:
-    "What a part does and how long it may take; `ValueError` for an unknown one."
-    if part.startswith("train."): return partial(training, part.removeprefix("train.")), 600.0
-    if part not in PARTS: raise ValueError(f"unknown part {part!r}: choose from {', '.join(PARTS)}, train.RUN")
-    return PARTS[part]
+def measure_of(part: str) -> tuple[str, Callable[[Setup], dict[str, Any]], float]:   # NAME or NAME@SECONDS
+    "A part's name, what it does and how long it may take; `ValueError` for an unknown one."
+    name, _, limit = part.partition("@")
+    if limit and not limit.isdigit(): raise ValueError(f"part {part!r}: after the @ must be whole seconds")
+    if name.startswith("train."): found = partial(training, name.removeprefix("train.")), 600.0
+    elif name in PARTS: found = PARTS[name]
+    else: raise ValueError(f"unknown part {name!r}: choose from {', '.join(PARTS)}, train.RUN")
+    return name, found[0], float(limit or found[1])
 
 # %% ../nbs/54_gpu.ipynb #f457c37f
 def run_one(part: str, setup: Setup) -> None:
-    "Run a part in this process and write `<part>.json`."
+    "Run a part in this process and write `NAME.json`."
     torch.backends.cudnn.allow_tf32 = False   # fp32 means fp32 in comparisons
-    start = time.perf_counter()
-    found = attempt(partial(measure_of(part)[0], setup))
-    record = {"part": part, "machine": described(setup.device), "tiny": setup.tiny, "seconds": time.perf_counter() - start, **found}
-    write_atomically(setup.out / f"{part}.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
+    start, (name, measure, _) = time.perf_counter(), measure_of(part)
+    found = attempt(partial(measure, setup))
+    record = {"part": name, "machine": described(setup.device), "tiny": setup.tiny, "seconds": time.perf_counter() - start, **found}
+    write_atomically(setup.out / f"{name}.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
 
 # %% ../nbs/54_gpu.ipynb #acb61140
 def start_part(part: str, setup: Setup, end: float) -> tuple[subprocess.Popen, float]:   # the process, and when it must be done
     "Start a part in a process of its own."
-    limit = min(measure_of(part)[1], end - time.monotonic())
+    limit = min(measure_of(part)[2], end - time.monotonic())
     command = [sys.executable, "-m", "colanb.gpu", "--one", part, "--seconds", f"{limit:.0f}", "--pack", str(setup.pack), "--out", str(setup.out)]
     return subprocess.Popen([*command, *["--tiny"] * setup.tiny], start_new_session=True), time.monotonic() + limit + 5
 
@@ -394,11 +399,21 @@ def run_parts(groups: Sequence[Sequence[str]], setup: Setup) -> list[dict[str, A
             print(f"== {part}: {outcome} after {rows[-1]['seconds']:.0f} s", flush=True)
     return rows
 
+# %% ../nbs/54_gpu.ipynb #8c11ced8
+def gather(out: Path) -> None:
+    "Put the records of all parts into one file: few files come back from a card's machine."
+    place = out / "results.json"
+    records = json.loads(place.read_text()) if place.exists() else {}
+    parts = [path for path in sorted(out.glob("*.json")) if path != place]
+    records |= {path.stem: json.loads(path.read_text()) for path in parts}
+    write_atomically(place, lambda path: path.write_text(json.dumps(records, indent=1) + "\n"))
+    for path in parts: path.unlink()
+
 # %% ../nbs/54_gpu.ipynb #10bc2873
 def gpu_parser() -> argparse.ArgumentParser:
     "Describe the command line."
     parser = argparse.ArgumentParser(prog="python -m colanb.gpu", description="Run the checks, measurements and trainings that need a graphics card, in parts with time limits.")
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"parts, those of a group joined by + and groups by commas: {', '.join(PARTS)}, train.RUN for a run of the profile `english`")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"parts, those of a group joined by + and groups by commas: {', '.join(PARTS)}, train.RUN for a run of the profile `english`; NAME@SECONDS sets a limit")
     parser.add_argument("--seconds", type=float, default=540.0, help="for all parts together (default: 540)")
     parser.add_argument("--pack", type=Path, default=ROOT / ".gpu", help="folder made by `make gpu-pack`")
     parser.add_argument("--out", type=Path, default=ROOT / ".gpu/out", help="folder of the results")
@@ -418,6 +433,7 @@ def main(argv: Sequence[str] | None = None) -> int:  # arguments; default: those
     try: list(map(measure_of, sum(groups, [])))
     except ValueError as error: print(f"colanb.gpu: {error}", file=sys.stderr); return 2
     rows = run_parts(groups, setup)
+    gather(args.out)
     for row in rows: print(f"{row['part']:20} {row['outcome']:14} {row['seconds']:6.0f} s")
     return 0 if all(row["outcome"] == "done" for row in rows) else 1
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['lr_factor', 'vae_rate', 'block_size_at', 'is_matrix', 'make_optimizers', 'set_rates', 'keep_memory', 'termination',
-           'TrainingLog', 'Clock', 'Objective', 'train_step', 'recorded', 'resumed', 'fit', 'write_folder',
+           'TrainingLog', 'Clock', 'Pace', 'Objective', 'train_step', 'recorded', 'resumed', 'fit', 'write_folder',
            'save_model', 'load_model', 'validation', 'scratch_folder', 'alone', 'train_stage', 'train_vae',
            'train_prior', 'run_stages', 'main']
 
@@ -152,6 +152,24 @@ class Clock:
         try: yield
         finally: self.mark += time.monotonic() - began
 
+# %% ../nbs/31_train.ipynb #0102e972
+class Pace:
+    "Where a step stands in the schedules, and when the training is over."
+    def __init__(self, config: TrainConfig, clock: Clock):
+        if config.seconds is not None and current_group().world > 1:
+            raise ValueError(f"seconds={config.seconds}: clocks of several processes differ, so a training by time takes one process")
+        self.config, self.clock = config, clock
+        self.last = config.steps if config.seconds is None else 10**9   # most steps
+
+    def place(self, step: int) -> int:   # 0 .. steps-1
+        "The step itself or, in a training by time, the step of the schedules that its time stands for."
+        config = self.config
+        if config.seconds is None or step < config.warmup: return step
+        passed = int(self.clock.seconds / config.seconds * config.steps)
+        return min(max(passed, config.warmup), config.steps - 1)
+
+    def over(self) -> bool: return self.config.seconds is not None and self.clock.seconds >= self.config.seconds
+
 # %% ../nbs/31_train.ipynb #e950b197
 class Objective(nn.Module):
     "A model with its loss as `forward`: the whole pass is one call, around which shards are gathered."
@@ -221,25 +239,28 @@ def fit(
     objective = shard(Objective(model, loss_fn), group := current_group(), config.precision)
     optimizers, device = make_optimizers(model, config), next(model.parameters()).device
     state, log = resumed(scratch, model, optimizers)
-    last, clock = until or config.steps, Clock(state["seconds"])
-    bar = tqdm(range(state["step"], last), initial=state["step"], total=config.steps, desc=label, unit="step", mininterval=2, disable=not group.main)
+    pace = Pace(config, clock := Clock(state["seconds"]))
+    last = until or pace.last
+    bar = tqdm(range(state["step"], last), initial=state["step"], total=pace.last, desc=label, unit="step", mininterval=2, disable=not group.main)
     with termination() as asked:
         for step in bar:
-            at_step(step)
-            for part, rate in rates(step).items(): getattr(model, part).requires_grad_(rate > 0)
-            set_rates(optimizers, factor := lr_factor(step, config), rates(step))
-            ids, done = batches[step].to(device), step + 1
+            place, done, ids = pace.place(step), step + 1, batches[step].to(device)
+            at_step(place)
+            for part, rate in rates(place).items(): getattr(model, part).requires_grad_(rate > 0)
+            set_rates(optimizers, factor := lr_factor(place, config), rates(place))
             with recorded(Path(scratch), step, seed, ids): log.window.append(train_step(objective, ids, optimizers, config, (seed, label, step), pad_id))
             clock.count(ids.numel())
-            if done % config.log_every == 0 or done == config.steps:
+            over = done == pace.last or pace.over()
+            if done % config.log_every == 0 or over:
                 bar.set_postfix(loss=f"{log.window[-1]['loss']:.3f}")
                 log.write(step=done, lr=config.lr * factor, **clock.read())
-            if on_eval and (done % config.eval_every == 0 or done == config.steps):
+            if on_eval and (done % config.eval_every == 0 or over):
                 with torch.no_grad(), gathered(objective, config.precision), clock.paused(): log.write(step=done, seconds=clock.seconds, **on_eval(model, done))
             stopping = group.total(torch.tensor(float(asked()), device=device)) > 0
-            if done % config.save_every == 0 or done == last or stopping:
+            if done % config.save_every == 0 or done == last or over or stopping:
                 save_checkpoint(scratch, done, model, optimizers, {"rows": log.rows, "window": log.window, "seconds": clock.seconds, "seed": seed}, config.keep_latest)
             if stopping: raise SystemExit(143)   # 128 + SIGTERM
+            if over: break
     return log.table()
 
 # %% ../nbs/31_train.ipynb #564b0f5a
