@@ -266,6 +266,7 @@ class TrainConfig(Config):
     accumulate: int = Field(1, ge=1, description="passes whose gradients are summed up before an update, in each process")
     recompute: bool = Field(False, description="activation checkpointing: keep each block's input alone and compute the rest again")
     block_schedule: list[tuple[int, float]] = Field([], description="stage 2: [size, until] pairs, block sizes of the first steps, each until a share of all; then the DiT's own")
+    ema: float = Field(0.0, ge=0, lt=1, description="stage 2: decay of an average of the DiT's weights, written beside them; 0 is off")
 
     @model_validator(mode="after")
     def _stages(self):
@@ -344,6 +345,8 @@ class RunConfig(Config):
     def _consistent(self):
         if (self.stage2.block_schedule and self.baseline) or self.stage1.block_schedule:
             raise ValueError("block_schedule is for stage2 of a Cola DLM: stage1 and baselines have no blocks to grow")
+        if (self.stage2.ema and self.baseline) or self.stage1.ema:
+            raise ValueError(f"stage1.ema={self.stage1.ema}, stage2.ema={self.stage2.ema}: an average is kept of the DiT alone, in stage2 of a Cola DLM")
         if self.baseline: return self
         if self.vae.d_latent != self.dit.d_latent:
             raise ValueError(f"vae.d_latent={self.vae.d_latent} differs from dit.d_latent={self.dit.d_latent}")

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from colanb import train
+from colanb.baselines import make_sampler
 from colanb.config import DiTConfig, FlowConfig, RunConfig, SampleConfig, VAEConfig, stream
 from colanb.data import Corpus, prepare
 from colanb.flow import EVERY, ColaDLM, batch_noise, clean_prefix, sample_time, stage2_loss, token_codes
@@ -219,3 +220,28 @@ def test_block_sizes_follow_the_step_and_survive_a_stop(trained_vae, tmp_path, m
     assert sizes == [2, 4, 4, 4, 4]   # from the checkpoint at step 5
     whole, parts = (load_file(tmp_path / name / "dit.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
+
+
+ALL = {"dit": {**TOKENS, "next_head": True}, "flow": {"lambda_ce": 1.0, "lambda_next": 0.3}, "sample": {"grid": "quantile", "eta": 0.5, "steps": 4, "max_new_tokens": 8}}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_all_options_train_load_and_generate(trained_vae, tmp_path, precision):
+    run, corpus, vae = trained_vae
+    run = run.replace(dit=run.dit.replace(**ALL["dit"], zero_init=True), flow=run.flow.replace(**ALL["flow"]), sample=run.sample.replace(**ALL["sample"]),
+                      stage2=run.stage2.replace(steps=30, precision=precision, block_schedule=[(1, 0.4), (2, 0.6)], ema=0.9))
+    log = train.train_prior(run, corpus, vae, tmp_path / "model", 0, device="cpu", scratch=tmp_path / "scratch")
+    losses = log.dropna(subset=["loss"])
+    for part, start in (("ce", corpus.tokenizer.vocab_size), ("next", corpus.tokenizer.vocab_size)):
+        assert losses[part].iloc[0] == pytest.approx(math.log(start), rel=0.02)
+        assert losses[part].iloc[-5:].mean() < losses[part].iloc[0] - 0.3
+    assert {"val_ce", "val_next", "val_fm"} <= set(log)
+    stored, model, tokenizer = train.load_model(tmp_path / "model")
+    _, averaged, _ = train.load_model(tmp_path / "model", ema=True)
+    assert stored.dit.vocab_size == tokenizer.vocab_size and (stored.sampling().grid_loc, stored.sampling().grid_scale) == (run.flow.loc, run.flow.scale)
+    weights, means = model.dit.state_dict(), averaged.dit.state_dict()
+    assert set(weights) == set(means) and any(not torch.equal(weights[k], means[k]) for k in weights)
+    for each in (model, averaged):
+        made = make_sampler(each, tokenizer, stored.sampling()).generate(["", "Once"], [3, 4])
+        assert all(torch.isfinite(g.latents).all() and 0 < len(g.latents) for g in made)
+    with pytest.raises(ValueError, match="dit_ema"): train.load_model(vae, ema=True)
