@@ -258,7 +258,7 @@ def test_plaids_bound_is_tight_for_independent_tokens(heights):
         every = torch.ones_like(ids, dtype=torch.bool)
         draws = model.nats(ids, every, every, stream("draws"))
     assert abs(draws.mean().item() - math.log(7)) < 4 * draws.std().item() / math.sqrt(n)
-    assert draws.std().item() / math.sqrt(n) < 0.05
+    assert draws.std().item() / math.sqrt(n) < 0.06
 
 
 def test_evidence_is_the_log_density_up_to_a_constant():
