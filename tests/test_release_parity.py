@@ -1,4 +1,5 @@
 "The released format: recorded outputs, the project's own and (where they are at hand) the released code's, and folders that must be refused."
+import importlib.util
 import json
 import os
 import shutil
@@ -6,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,6 +27,39 @@ ONE_EACH = OWN[:1] + RELEASED[:1]   # for what does not depend on the checkpoint
 def test_own_recorded_outputs_are_there():
     assert [folder.name for folder in OWN] == ["other_branches", "released_layout"]
     assert sum(path.stat().st_size for path in (ROOT / "tests/fixtures").rglob("*") if path.suffix in (".npz", ".json", ".safetensors")) < 400_000
+
+
+def plain_code():
+    "tests/fixtures/plain.py, which made the project's own recorded outputs."
+    spec = importlib.util.spec_from_file_location("plain", ROOT / "tests/fixtures/plain.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_recorded_outputs_are_those_of_the_plain_code(folder):
+    "The project's own come from it; the released code's show that it is right."
+    plain, info = plain_code(), json.loads((folder / "fixture.json").read_text())
+    arrays = {name: torch.from_numpy(array) for name, array in np.load(folder / "arrays.npz").items()}
+    dit, vae, size = plain.DiT(folder / "cola_dit"), plain.VAE(folder / "cola_vae"), info["block_size"]
+    parts = lambda name, lengths: arrays[name].split(arrays[lengths].tolist())
+    found = {name: [] for name in ("enc_mean", "enc_logvar", "dec_logits_full", "dit_v_full", "tr_v_noisy")}
+    for ids, z in zip(parts("tok_ids", "tok_lens"), parts("enc_mean", "latent_lens")):
+        for name, values in zip(("enc_mean", "enc_logvar"), vae.encode(ids)): found[name].append(values)
+        found["dec_logits_full"].append(vae.decode(z.double()))
+    for z, t in zip(parts("dit_x", "dit_lens"), parts("dit_t_token", "dit_lens")):
+        found["dit_v_full"].append(dit.velocity(z.double(), t.double(), plain.block_mask(len(z), size)))
+    training = zip(*(parts(name, "tr_lens") for name in ("tr_z0", "tr_zt", "tr_t_token")), arrays["tr_block_sizes"].tolist())
+    for z0, zt, t, own in training:
+        n, both = len(z0), torch.cat([z0, zt]).double()
+        times = torch.cat([torch.zeros(n), t]).double()
+        found["tr_v_noisy"].append(dit.velocity(both, times, plain.packed_mask(n, own), torch.arange(n).repeat(2))[n:])
+    for name, values in found.items(): torch.testing.assert_close(torch.cat(values).float(), arrays[name], atol=2e-5, rtol=0, msg=name)
+    writer, settings = plain.Writer(dit, vae, info["pad_token_id"]), info["gen"]["rp11"]
+    for i, prompt in enumerate(parts("gen_prompt_ids", "gen_prompt_lens")):
+        ids, *_ = writer.write(prompt.tolist(), arrays["gen_noise"][:, i], 2, settings["timestep_num"], settings["guidance_scale"], 1.1)
+        assert ids == arrays["gen_rp11_ids_all"][i, :len(ids)].tolist()
 
 
 def conformance(folder):
