@@ -1,4 +1,4 @@
-"The released format: recorded outputs, the project's own and (where they are at hand) the released code's, and folders that must be refused."
+"The released format: recorded outputs (our own; the released code's where at hand), and folders that must be refused."
 import importlib.util
 import json
 import os
@@ -26,7 +26,9 @@ ONE_EACH = OWN[:1] + RELEASED[:1]   # for what does not depend on the checkpoint
 
 def test_own_recorded_outputs_are_there():
     assert [folder.name for folder in OWN] == ["other_branches", "released_layout"]
-    assert sum(path.stat().st_size for path in (ROOT / "tests/fixtures").rglob("*") if path.suffix in (".npz", ".json", ".safetensors")) < 400_000
+    kinds = ".npz", ".json", ".jsonl", ".safetensors"
+    kept = [path for path in (ROOT / "tests/fixtures").rglob("*") if path.suffix in kinds]
+    assert sum(path.stat().st_size for path in kept) < 400_000
 
 
 def plain_code():
@@ -50,15 +52,17 @@ def test_recorded_outputs_are_those_of_the_plain_code(folder):
         found["dec_logits_full"].append(vae.decode(z.double()))
     for z, t in zip(parts("dit_x", "dit_lens"), parts("dit_t_token", "dit_lens")):
         found["dit_v_full"].append(dit.velocity(z.double(), t.double(), plain.block_mask(len(z), size)))
-    training = zip(*(parts(name, "tr_lens") for name in ("tr_z0", "tr_zt", "tr_t_token")), arrays["tr_block_sizes"].tolist())
-    for z0, zt, t, own in training:
+    training = [parts(name, "tr_lens") for name in ("tr_z0", "tr_zt", "tr_t_token")]
+    for z0, zt, t, own in zip(*training, arrays["tr_block_sizes"].tolist()):
         n, both = len(z0), torch.cat([z0, zt]).double()
         times = torch.cat([torch.zeros(n), t]).double()
         found["tr_v_noisy"].append(dit.velocity(both, times, plain.packed_mask(n, own), torch.arange(n).repeat(2))[n:])
-    for name, values in found.items(): torch.testing.assert_close(torch.cat(values).float(), arrays[name], atol=2e-5, rtol=0, msg=name)
+    for name, values in found.items():
+        torch.testing.assert_close(torch.cat(values).float(), arrays[name], atol=2e-5, rtol=0, msg=name)
     writer, settings = plain.Writer(dit, vae, info["pad_token_id"]), info["gen"]["rp11"]
     for i, prompt in enumerate(parts("gen_prompt_ids", "gen_prompt_lens")):
-        ids, *_ = writer.write(prompt.tolist(), arrays["gen_noise"][:, i], 2, settings["timestep_num"], settings["guidance_scale"], 1.1)
+        noise, steps = arrays["gen_noise"][:, i], settings["timestep_num"]
+        ids, *_ = writer.write(prompt.tolist(), noise, 2, steps, settings["guidance_scale"], 1.1)
         assert ids == arrays["gen_rp11_ids_all"][i, :len(ids)].tolist()
 
 
@@ -115,7 +119,8 @@ def test_tensors_that_do_not_fit_are_named(copy, part, name, change, message):
     tensors = {key: value for key, value in (load_file(path) | {name: change}).items() if value is not None}
     save_file(tensors, path)
     settings = json.loads((copy / "cola_vae/config.json").read_text())
-    with pytest.raises(ValueError, match=message.format(rows=settings["vocab_size"] + 1, dim=settings["dim"])): read_release(copy)
+    message = message.format(rows=settings["vocab_size"] + 1, dim=settings["dim"])
+    with pytest.raises(ValueError, match=message): read_release(copy)
 
 
 @pytest.mark.parametrize("part, change, message", [
