@@ -1,13 +1,15 @@
 "The losses of both stages against a plain reference: one sequence, block and latent after the other, in fp64."
 import math
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
 from scipy import stats
 from torch.distributions import Categorical, Normal, kl_divergence
 
-from colanb.config import DiTConfig, FlowConfig, VAEConfig, stream
+from colanb import train
+from colanb.config import DiTConfig, FlowConfig, RunConfig, VAEConfig, stream
 from colanb.dit import DiT
 from colanb.flow import (ColaDLM, clean_prefix, fm_loss, interpolate, masked_copy, patch_valid, path_logsnr,
                          sample_time, stage1_loss, stage2_loss, time_of_logsnr, with_filler)
@@ -307,6 +309,53 @@ def test_filler_counts_as_text():
     filled = with_filler(ids, valid, 1.0, 3, 0, stream("filler"))
     assert not torch.equal(filled[0], ids)
     for stage in (1, 2): assert_equals_reference(model, FlowConfig(**WEIGHTS), stage, filled)
+
+
+# ---- what training minimises ----
+
+def handed_over(monkeypatch, model, stage, **changes):
+    "Model and loss that a stage of training hands to the loop, from the stage-1 VAE of `model`."
+    run = RunConfig(name="small", vae=model.vae.config, dit=model.dit.config,
+                    flow=FlowConfig(**WEIGHTS | dict(filler=0.9) | changes.pop("flow", {})), stage2=changes)
+    corpus, kept = SimpleNamespace(tokenizer=SimpleNamespace(vocab_size=11, pad_id=0)), []
+    monkeypatch.setattr(train, "train_stage", lambda *given, **settings: kept.append((*given[:2], given[8], settings)))
+    monkeypatch.setattr(train, "load_model", lambda folder: (run, model, None))
+    if stage == 1: train.train_vae(run, corpus, None, 0, device="cpu")
+    else: train.train_prior(run, corpus, "folder", None, 0, device="cpu")
+    (own, loss, check, settings), = kept
+    assert check is loss            # validation measures what training minimises
+    return own, loss, run.flow, settings
+
+
+@every_stage
+@pytest.mark.parametrize("rows", [slice(None), slice(1, 3)], ids=str)
+def test_training_minimises_the_objective(monkeypatch, stage, given, rows):
+    "On text with filler; a VAE at rest takes no part in stage 2."
+    first = make_model(dict(patch_size=2), reference=False)
+    model, loss, flow, _ = handed_over(monkeypatch, first, stage)
+    model.vae.requires_grad_(not given)
+    ids, valid = make_batch(first)
+    generator = stream("step")
+    filled = with_filler(ids, valid, 0.9, 2, 0, generator)
+    expected, _ = reference_loss(model, *filled, flow, generator, stage, rows=rows, **given)
+    torch.testing.assert_close(loss(model, ids, valid, stream("step"), rows).total, expected)
+    assert not torch.equal(filled[0], ids)
+
+
+@pytest.mark.parametrize("changes, held", [
+    (dict(strategy="joint"), True), (dict(strategy="interval"), True), (dict(strategy="fixed"), False),
+    (dict(strategy="scratch"), False), (dict(strategy="joint", flow=dict(lambda_ref=0)), False)], ids=str)
+def test_stage_two_is_held_to_the_first_encoder(monkeypatch, changes, held):
+    "Where it starts from a stage-1 VAE that learns on: a frozen copy of it."
+    first = make_model(reference=False)
+    model, _, _, settings = handed_over(monkeypatch, first, 2, **changes)
+    assert (model.reference is not None) == held
+    if held:
+        for ours, theirs in zip(model.reference.parameters(), first.vae.encoder.parameters(), strict=True):
+            assert torch.equal(ours, theirs) and ours is not theirs and not ours.requires_grad
+    rates = [settings["rates"](step)["vae"] for step in (0, 1999, 2000, 4999, 5000)]
+    assert rates == {"fixed": [0] * 5, "interval": [1, 1, 0, 0, 1]}.get(changes["strategy"], [1] * 5)
+    assert (model.vae is first.vae) == (changes["strategy"] != "scratch")
 
 
 # ---- weights ----
