@@ -10,11 +10,16 @@ from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn import functional as F
 
 from colanb.attention import Visibility
-from colanb.config import DiTConfig, FlowConfig, SampleConfig, VAEConfig, stream
+from colanb.config import BaselineConfig, DiTConfig, FlowConfig, ODEConfig, RunConfig, SampleConfig, VAEConfig, stream
 from colanb.dit import DiT
 from colanb.flow import (ColaDLM, batch_noise, clean_prefix, decoder_terms, fm_loss, interpolate, latent_statistics, masked_copy, patch_valid, path_logsnr,
                          sample_time, stage1_loss, stage2_loss, time_of_logsnr, with_filler)
 from colanb.layers import Modulation
+from colanb.likelihood import (Conditional, History, LinearGaussian, MixturePath, Parts, TextScorer, aggregated_log_density, carry, conditional, decompose,
+                               draw_probes, each_draw, flow_log_prob, flow_sample, integrate, iwae_at, likelihood, log_weights, perplexity, price_list,
+                               trace_terms, worst_row)
+from colanb.sample import (BlockField, BlockState, Sampler, begin_states, choose_tokens, encode_prompts, filter_logits, hold_prefix, noise_stream, renoise,
+                           sees_padding, solver_step, solver_table, solver_times, transport_block)
 from colanb.vae import Encoder, Posterior, TextVAE, vae_logsnr
 
 close = torch.testing.assert_close
@@ -482,18 +487,18 @@ def test_dit_packed_is_each_block_under_its_past(groups):
 
 @pytest.mark.parametrize("prediction,skip", [("velocity", False), ("velocity", True), ("z0", False)])
 def test_dit_guided_is_two_passes(prediction, skip):
-    dit = small_dit(prediction=prediction, skip=skip).eval()
-    past, z, pinned = torch.randn(3, 4, 4), torch.randn(3, 2, 4), torch.tensor([[True, False], [False, False], [True, False]])
-    cache, alone = dit.trunk.cache(3, 6), torch.tensor([0, 2])
+    dit = small_dit(prediction=prediction, skip=skip, block_size=3).eval()
+    past, z, pinned = torch.randn(3, 6, 4), torch.randn(3, 3, 4), torch.tensor([[True, False, False], [False] * 3, [True, True, False]])
+    cache, alone = dit.trunk.cache(3, 9), torch.tensor([0, 2])
     with torch.no_grad():
         dit(past, torch.zeros(3, 1), cache)
-        cache.advance(4)
+        cache.advance(6)
         time = dit.tabulate(torch.tensor([0.0, 0.4]))
         for held in (None, pinned):
             given = time._replace(index=torch.ones(3, 1, dtype=torch.long), pinned=held)
             under, single = dit.guided(z, 0.4, given, cache, alone)
-            times = torch.full((3, 2), 0.4) if held is None else torch.where(held, 0.0, 0.4)
-            close(under, dit(torch.cat([past, z], 1), torch.cat([torch.zeros(3, 4), times], 1))[:, 4:], atol=1e-5, rtol=1e-4)
+            times = torch.full((3, 3), 0.4) if held is None else torch.where(held, 0.0, 0.4)
+            close(under, dit(torch.cat([past, z], 1), torch.cat([torch.zeros(3, 6), times], 1))[:, 6:], atol=1e-5, rtol=1e-4)
             close(single, dit(z[alone], times[alone]), atol=1e-5, rtol=1e-4)
 
 
@@ -507,3 +512,236 @@ def test_dit_tables_are_the_rows_of_the_times():
     embedded = dit.embed(torch.tensor([[0.9, 0.3], [0.3, 0.3]]))
     close(embedded.rows[embedded.index], F.silu(dit.time(torch.tensor([0.9, 0.3, 0.3, 0.3]))).view(2, 2, -1))
     assert len(embedded.rows) == 2
+
+
+# sample
+
+def test_sample_solver_steps():
+    velocity, z = (lambda z, t: t * z), torch.tensor([[2.0]])
+    close(solver_step(velocity, z, 0.8, 0.5), torch.tensor([[2 - 0.3 * 1.6]]))
+    euler = 2 - 0.3 * 1.6
+    close(solver_step(velocity, z, 0.8, 0.5, "heun"), torch.tensor([[2 - 0.3 * (1.6 + 0.5 * euler) / 2]]))
+    assert solver_times(SampleConfig(steps=4)) == [1.0, 0.75, 0.5, 0.25, 0.0]
+
+
+def filtered(logits, history, config):
+    "The filters by loops over one position."
+    row = logits.tolist()
+    for token in set(history):
+        row[token] = row[token] * config.repetition_penalty if row[token] < 0 else row[token] / config.repetition_penalty
+    if config.temperature == 0: return row
+    row = [x / config.temperature for x in row]
+    if 0 < config.top_k < len(row):
+        smallest = sorted(row, reverse=True)[config.top_k - 1]
+        row = [x if x >= smallest else -math.inf for x in row]
+    if config.top_p < 1:
+        mass, total = 0.0, sum(math.exp(x) for x in row)
+        for token in sorted(range(len(row)), key=lambda i: -row[i]):
+            share = math.exp(row[token]) / total
+            if mass > config.top_p: row[token] = -math.inf
+            mass += share
+    return row
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 0.6])
+@pytest.mark.parametrize("top_k,top_p", [(0, 1.0), (1, 1.0), (3, 1.0), (7, 1.0), (0, 0.5), (0, 0.9), (4, 0.7)])
+def test_sample_filters_are_loops(temperature, top_k, top_p):
+    logits = torch.randn(3, 7, generator=stream("logits"))
+    for penalty, history in ((1.0, [1, 2]), (1.5, []), (1.5, [0, 3, 3, 5])):
+        config = SampleConfig(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=penalty)
+        found = filter_logits(logits, torch.tensor(history, dtype=torch.long), config)
+        close(found, torch.tensor([filtered(row, history if penalty != 1 else [], config) for row in logits]))
+
+
+def test_sample_choices():
+    logits = torch.tensor([[0.0, 1.0, 0.5], [2.0, 0.0, 0.0]])
+    none = torch.empty(0, dtype=torch.long)
+    assert choose_tokens(logits, none, SampleConfig(temperature=0.0), stream(0)).tolist() == [1, 0]
+    assert choose_tokens(logits.half(), torch.tensor([0]), SampleConfig(repetition_penalty=9.0), stream(0)).tolist() == [1, 0]
+    drawn = choose_tokens(logits[:1].expand(6000, -1), none, SampleConfig(temperature=0.5), stream(0))
+    shares = torch.bincount(drawn, minlength=3) / 6000
+    close(shares, (logits[0] / 0.5).softmax(-1), atol=0.03, rtol=0)
+    assert choose_tokens(logits[:1], none, SampleConfig(temperature=1.0), stream(0)).shape == (1,)
+
+
+@pytest.mark.parametrize("patch,own", [(1, 1), (2, 1), (1, 2), (1, 3), (2, None), (2, 4)])
+@pytest.mark.parametrize("first_block", ["clean", "left_pad", "right_pad"])
+def test_sample_prefixes(patch, own, first_block):
+    vae, size = small_vae(patch_size=patch, block_size=own).eval(), 2
+    chunk = patch * size
+    given = [[], [5], [3, 4], [7, 8, 9, 2, 3], [6, 5, 4, 3]]
+    found = encode_prompts(vae, given, size, 11, first_block)
+    assert sees_padding(vae, size) == (own in (None, 3, 4))
+    for i, ids in enumerate(given):
+        pads = [11] * (-len(ids) % chunk)
+        if first_block != "clean": ids = pads + ids if first_block == "left_pad" else ids + pads
+        whole = len(ids) // chunk
+        latents = -(-len(ids) // patch)
+        rest = latents - whole * size
+        if rest == size: whole, rest = whole + 1, 0
+        filled = ids + [11] * (-len(ids) % chunk)
+        assert found.blocks[i] == whole and found.pinned[i].tolist() == [j < rest for j in range(size)]
+        assert found.offset[i] == (len(ids) - whole * chunk if rest else 0)
+        if not ids: continue
+        expected = vae.encode(torch.tensor([filled])).mean[0]
+        close(found.latents[i, :whole * size], expected[:whole * size], atol=1e-5, rtol=1e-4)
+        close(found.known[i, :rest], expected[whole * size:whole * size + rest], atol=1e-5, rtol=1e-4)
+        assert found.known[i].shape == (size, 4)
+
+
+def cached(dit, past):
+    "A cache with whole blocks of clean latents."
+    cache = dit.trunk.cache(len(past), past.shape[1] + dit.config.block_size)
+    with torch.no_grad(): dit(past, torch.zeros(len(past), 1), cache)
+    cache.advance(past.shape[1])
+    return cache
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("blocks", [(2, 1, 0), (1, 1, 1), (0, 0, 0)])
+def test_sample_guided_field(scale, blocks):
+    dit, config = small_dit().eval(), SampleConfig(steps=4)
+    past, z = torch.randn(3, 4, 4), torch.randn(3, 2, 4)
+    pinned = torch.tensor([[True, False], [False, False], [True, False]])
+    cache = cached(dit, past)
+    cache.length = 2 * torch.tensor(blocks)
+    with torch.no_grad():
+        for held in (None, pinned):
+            field = BlockField(dit, cache, solver_times(config), solver_table(dit, config), held, scale)
+            found = field(z, 0.75)
+            assert len(field.alone) == (0 if scale == 1 else sum(b > 0 for b in blocks))
+            for row, count in enumerate(blocks):
+                times = torch.full((1, 2), 0.75) if held is None else torch.where(held[row:row + 1], 0.0, 0.75)
+                history, own = past[row:row + 1, :2 * count], z[row:row + 1]
+                under = dit(torch.cat([history, own], 1), torch.cat([torch.zeros(1, 2 * count), times], 1))[:, -2:]
+                alone = dit(own, times)
+                close(found[row:row + 1], alone + scale * (under - alone), atol=2e-5, rtol=1e-4)
+
+
+def test_sample_held_latents_and_new_noise():
+    z, known, noise = torch.randn(3, 2, 2, 4)
+    pinned = torch.tensor([[True, False], [False, True]])
+    for t in (0.0, 0.4):
+        clean = hold_prefix(z, known, pinned, t, noise, SampleConfig())
+        close(clean, torch.where(pinned[..., None], known, z))
+        held = hold_prefix(z, known, pinned, t, noise, SampleConfig(first_block="repaint", repaint_m=0.3))
+        level = (1 - t) * known + t * noise
+        close(held, torch.where(pinned[..., None], level if t == 0 else 0.7 * z + 0.3 * level, z))
+    many, fresh = torch.randn(2, 40_000, generator=stream("renoise"), dtype=torch.float64)
+    data = 3.0
+    for t, up in ((0.2, 0.6), (0.0, 0.5), (0.5, 1.0), (1.0, 1.0)):
+        moved = renoise((1 - t) * data + t * many, t, up, fresh)
+        close(moved.mean(), torch.tensor((1 - up) * data).double(), atol=0.03, rtol=0)
+        close(moved.std(), torch.tensor(up).double(), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("hold", [True, False])
+@pytest.mark.parametrize("first_block,rounds", [("clean", 2), ("repaint", 1), ("repaint", 3)])
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_sample_transport_is_a_loop_over_steps(hold, first_block, rounds, solver):
+    dit, config = small_dit().eval(), SampleConfig(steps=3, first_block=first_block, repaint_rounds=rounds, repaint_m=0.6, solver=solver)
+    past, start, known = torch.randn(2, 2, 4), torch.randn(2, 2, 4), torch.randn(2, 2, 4)
+    pinned = torch.tensor([[hold, False], [False, False]])
+    cache, places, seen = cached(dit, past), [], []
+    def noises(place):
+        places.append(place)
+        return torch.randn(2, 2, 4, generator=stream(place))
+    with torch.no_grad():
+        found = transport_block(dit, start, cache, known, pinned, 2.0, config, noises, lambda t, z: seen.append((t, z)))
+        again = transport_block(dit, start, cache, known, pinned, 2.0, config, noises, None, solver_table(dit, config))
+        times, z = solver_times(config), start
+        held = pinned if hold and first_block == "clean" else None
+        field = BlockField(dit, cache, times, solver_table(dit, config), held, 2.0)
+        velocity = lambda z, t: field(hold_prefix(z, known, pinned, t, start, config), t)
+        wanted = []
+        for i in range(3):
+            for again_ in range(rounds if hold and first_block == "repaint" else 1):
+                if again_:
+                    wanted.append(f"repaint {i} {again_}")
+                    z = renoise(z, times[i + 1], times[i], torch.randn(2, 2, 4, generator=stream(wanted[-1])))
+                z = solver_step(velocity, z, times[i], times[i + 1], solver)
+            close(seen[i][1], z)
+    close(found, hold_prefix(z, known, pinned, 0.0, start, config))
+    close(again, found)
+    assert [t for t, _ in seen] == times[1:] and places == wanted * 2
+    if hold: close(found[0, 0], known[0, 0])
+
+
+class Letters:
+    "A tokenizer of letters."
+    pad_id, eos_id, vocab_size = 0, 1, 20
+    def encode(self, text): return [ord(c) - 95 for c in text]
+    def decode(self, ids, skip_special=True): return "".join("\n" if i == 19 else chr(i + 95) for i in ids if i > 1 or not skip_special)
+
+
+def test_sample_streams_and_states():
+    draw = lambda generator: torch.rand(3, generator=generator).tolist()
+    config, release = SampleConfig(seed=9), SampleConfig(seed=9, compat="release")
+    assert draw(noise_stream(config, 4, 2)) == draw(stream(9, 4, 2))
+    assert draw(noise_stream(config, 4, 2, "repaint")) == draw(stream(9, 4, 2, "repaint")) == draw(noise_stream(release, 4, 2, "repaint"))
+    assert draw(noise_stream(release, 4, 2)) == draw(torch.Generator().manual_seed(9 + 4000 + 20_000_000))
+    states = begin_states(["a", "b"], None)
+    assert [(s.index, s.seed, s.offset, s.tokens, s.latents, s.done) for s in states] == [(0, 0, 0, [], [], False), (1, 1, 0, [], [], False)]
+    assert [(s.index, s.seed, s.offset) for s in begin_states(["a", "b"], [7, 5], [1, 0])] == [(0, 7, 1), (1, 5, 0)]
+    with pytest.raises(ValueError, match="1 seeds for 2 prompts"): begin_states(["a", "b"], [7])
+
+
+def sampler_of(**how):
+    return Sampler(small_vae(), small_dit(), Letters(), SampleConfig(**dict(steps=2, max_new_tokens=5) | how))
+
+
+def state_of(offset, tokens):
+    state = BlockState(0, 0, offset)
+    state.tokens, state.latents = list(tokens), [torch.zeros(2, 4)]
+    return state
+
+
+def test_sample_stop_rules():
+    sampler, newline, release = sampler_of(), sampler_of(stop_at_newline=True), sampler_of(compat="release")
+    assert [sampler.stopped(state_of(1, t)) for t in ([1, 3, 4, 5, 6], [1, 3, 4, 5, 6, 7], [3, 4, 1], [3])] == [False, True, True, False]
+    assert [newline.stopped(state_of(0, t)) for t in ([19, 3], [3, 19], [19, 19], [19, 3, 4, 19], [])] == [False, True, False, True, False]
+    assert not sampler.stopped(state_of(0, [3, 19]))
+    assert [release.stopped(state_of(1, t)) for t in ([1, 3], [3] * 9, [3, 1])] == [True, False, True]
+    made = sampler.finish(state_of(1, [9, 3, 4, 5, 6, 7, 8]))
+    assert made.tokens == [3, 4, 5, 6, 7]
+    assert made.text == Letters().decode([3, 4, 5, 6, 7]) and made.latents.shape == (2, 4)
+    assert sampler.finish(state_of(0, [3, 4, 1, 6])).tokens == [3, 4]
+    assert release.finish(state_of(1, [9, 3, 1, 5, 6, 7, 8])).tokens == [3, 1, 5, 6, 7, 8]
+    assert release.finish(state_of(1, [9, 3, 1])).text == Letters().decode([3, 1], skip_special=False)
+
+
+@pytest.mark.parametrize("release", [False, True])
+def test_sample_blocks_are_counted(release):
+    sampler, seen = sampler_of(compat="release" if release else "none"), []
+    sampler.stopped = lambda state: False
+    prompts = ["abc", "de"]                                           # one token of the first prompt opens its next block of 2
+    made = [[len(s.tokens) for s in states] for states in sampler.blocks(prompts, None, lambda k, t, z: seen.append((k, t)))]
+    count = 3                                                         # 5 tokens, and (not in the release) the one of the prompt
+    assert made == [[2 * k + 2] * 2 for k in range(count)]
+    assert seen == [(k, t) for k in range(count) for t in (0.5, 0.0)]
+    longer = sampler_of(max_new_tokens=6, compat="release" if release else "none")
+    longer.stopped = lambda state: False
+    assert len(list(longer.blocks(prompts))) == (3 if release else 4)
+
+
+def test_sample_batch_goes_on_without_the_finished():
+    sampler = sampler_of(max_new_tokens=8)
+    sampler.stopped = lambda state: len(state.tokens) >= (2 if state.index == 1 else 8)
+    sizes, field = [], sampler.dit.guided
+    sampler.dit.guided = lambda z, *more: (sizes.append(len(z)), field(z, *more))[1]
+    states = list(sampler.blocks(["ab", "abcd", "b"]))[-1]
+    assert [len(s.tokens) for s in states] == [8, 2, 8] and sizes == [3, 3] + [2] * 6
+    alone = sampler_of(max_new_tokens=8)
+    alone.stopped = lambda state: len(state.tokens) >= 8
+    for prompt, row in (("ab", 0), ("b", 2)):
+        single = list(alone.blocks([prompt], [row]))[-1][0]
+        assert single.tokens == states[row].tokens
+        close(torch.cat(single.latents), torch.cat(states[row].latents), atol=1e-5, rtol=1e-4)
+
+
+def test_sample_release_decodes_without_scaling():
+    vae = small_vae(scaling_factor=2.0, shifting_factor=0.5)
+    z = torch.randn(1, 2, 4)
+    for compat, expected in (("none", vae.decoder(z / 2 + 0.5)), ("release", vae.decoder(z))):
+        found = Sampler(vae, small_dit(), Letters(), SampleConfig(compat=compat)).decode(z, vae.decoder.trunk.cache(1, 2))
+        close(found, expected, atol=1e-5, rtol=1e-4)

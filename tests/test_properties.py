@@ -301,6 +301,7 @@ ways = st.builds(dict, first_block=st.sampled_from(["clean", "repaint", "left_pa
                  temperature=st.sampled_from([0.0, 1.0]), repetition_penalty=st.sampled_from([1.0, 1.3]))
 
 
+@settings(max_examples=15)
 @given(prompts, ways, st.integers(1, 3), st.sampled_from([(1, 1), (2, 1), (1, None)]))
 def test_a_prompt_is_continued_as_if_it_were_alone(asked, way, size, shape):
     patch, own = shape

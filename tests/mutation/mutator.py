@@ -62,10 +62,16 @@ def calls(node: ast.Call) -> Iterator[tuple[str, ast.AST]]:
         yield "swap arguments", changed(node, args=args)
 
 
+def negative(node: ast.AST) -> bool:
+    "Whether it is a constant like -1: an axis from the end, a weight below 0."
+    return isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant)
+
+
 def expressions(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     "What can be put in the place of an expression."
     if isinstance(node, ast.BinOp) and type(node.op) in SWAPS: yield "operator", changed(node, op=SWAPS[type(node.op)]())
-    if isinstance(node, ast.UnaryOp): yield f"drop {type(node.op).__name__}", node.operand
+    if negative(node): yield "negative constant -> 0", ast.Constant(0)
+    elif isinstance(node, ast.UnaryOp): yield f"drop {type(node.op).__name__}", node.operand
     if isinstance(node, ast.BoolOp): yield "and / or", changed(node, op=ast.And() if isinstance(node.op, ast.Or) else ast.Or())
     if isinstance(node, ast.Compare) and len(node.ops) == 1:
         for op in FLIPS[type(node.ops[0])]: yield "comparison", changed(node, ops=[op()])
@@ -88,6 +94,7 @@ def statements(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
 def behaviour(node: ast.AST) -> Iterator[ast.AST]:
     "The nodes that decide what a module computes: no docstrings, annotations, messages or progress bars."
     yield node
+    if negative(node): return
     skipped = {"annotation", "returns", "decorator_list", "bases"}
     for name, value in ast.iter_fields(node):
         if name in skipped: continue

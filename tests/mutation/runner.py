@@ -1,5 +1,6 @@
 "Run the checks of a module on a changed copy of the package: each mutant in a process of its own, the cheapest check first."
 import importlib
+import importlib.util
 import multiprocessing
 import os
 import re
@@ -101,7 +102,8 @@ class Laboratory:
         shutil.copytree(ROOT / "colanb", folder / "colanb", ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("params.yaml", "nbs", "data", "figures"): (folder / name).symlink_to(ROOT / name)
         sys.path.insert(0, str(folder))
-        sys.dont_write_bytecode = True
+        sys.pycache_prefix = str(folder / "compiled")
+        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"    # they take longer than most checks
         os.chdir(folder)                     # what a cell writes goes to the copy
         self.load()
 
@@ -119,6 +121,7 @@ class Laboratory:
         place = self.folder / "colanb" / f"{module}.py"
         original = (ROOT / "colanb" / f"{module}.py").read_text()
         place.write_text(source)
+        Path(importlib.util.cache_from_source(str(place))).unlink(missing_ok=True)   # it could have the same size and second
         receiver, sender = FORK.Pipe(duplex=False)
         process = FORK.Process(target=attempt, args=(module, checks, sender))
         process.start()
