@@ -5,13 +5,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn import functional as F
 
-from colanb.attention import Visibility
+from colanb.baselines import (cost_table, counted, flops_per_token, generation_flops, make_baseline, make_sampler, match_baseline, model_size, shares,
+                              size_table, stage_losses, text_likelihood, training_flops)
 from colanb.config import BaselineConfig, DiTConfig, FlowConfig, ODEConfig, RunConfig, SampleConfig, VAEConfig, stream
 from colanb.dit import DiT
+from colanb.estimators import (Estimate, bootstrap_interval, crossed_bootstrap, mean_interval, mean_of, paired_difference, rank_correlation,
+                               seeds_by_items, spearman, wilson)
 from colanb.flow import (ColaDLM, batch_noise, clean_prefix, decoder_terms, fm_loss, interpolate, latent_statistics, masked_copy, patch_valid, path_logsnr,
                          sample_time, stage1_loss, stage2_loss, time_of_logsnr, with_filler)
 from colanb.layers import Modulation
@@ -20,9 +24,14 @@ from colanb.likelihood import (Conditional, History, LinearGaussian, MixturePath
                                trace_terms, worst_row)
 from colanb.sample import (BlockField, BlockState, Sampler, begin_states, choose_tokens, encode_prompts, filter_logits, hold_prefix, noise_stream, renoise,
                            sees_padding, solver_step, solver_table, solver_times, transport_block)
+from colanb.trunk import use
 from colanb.vae import Encoder, Posterior, TextVAE, vae_logsnr
 
 close = torch.testing.assert_close
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_in_any_order(): torch.manual_seed(0)
 
 
 def small_vae(**changes):
@@ -745,3 +754,631 @@ def test_sample_release_decodes_without_scaling():
     for compat, expected in (("none", vae.decoder(z / 2 + 0.5)), ("release", vae.decoder(z))):
         found = Sampler(vae, small_dit(), Letters(), SampleConfig(compat=compat)).decode(z, vae.decoder.trunk.cache(1, 2))
         close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+# likelihood
+
+def test_likelihood_probes():
+    z = torch.zeros(2, 3, 2, dtype=torch.float64)
+    exact = draw_probes(z, ODEConfig())
+    assert exact.shape == (6, 2, 3, 2) and torch.equal(exact.flatten(2)[:, 1], torch.eye(6).double())
+    assert torch.equal(exact[:, 0], exact[:, 1])
+    normal = draw_probes(z, ODEConfig(divergence="gaussian", probes=3), stream("probes"))
+    assert torch.equal(normal, torch.randn(3, 2, 3, 2, generator=stream("probes")).double())
+    signs = draw_probes(z, ODEConfig(divergence="rademacher", probes=3), stream("probes"))
+    assert torch.equal(signs, normal.sign())
+
+
+def test_likelihood_traces():
+    matrix = torch.randn(3, 3, generator=stream("matrix"))
+    z, probes = torch.randn(2, 3), torch.randn(4, 2, 3)
+    velocity, terms = trace_terms(lambda z: z @ matrix.T, z, probes)
+    close(velocity, z @ matrix.T), close(terms, torch.einsum("pbi,ij,pbj->pb", probes, matrix, probes))
+    assert not velocity.requires_grad
+    state = torch.tensor([[[3.0, 1.0]], [[1.0, 1.0]]]), torch.tensor([[1.0, 2.0], [1.0, 0.0]])
+    close(worst_row(state), torch.tensor(5.0).sqrt())
+    close(worst_row((state[0] / 10, state[1])), torch.tensor(2.0).sqrt())
+
+
+@pytest.mark.parametrize("method,order", [("euler", 1), ("midpoint", 2), ("rk4", 4), ("dopri5", 5)])
+@pytest.mark.parametrize("backward", [False, True])
+def test_likelihood_solver(method, order, backward):
+    "dz/dt = 2 t z from 0 to 1 multiplies by e, and back divides."
+    start = torch.ones(1, 2, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+    (z, total), calls = integrate(lambda t, state: (2 * t * state[0], torch.ones(1, 1).double() * 3 * t ** 2), start, ODEConfig(method=method, steps=8, warp=1.5), backward)
+    error, bound = abs(float(z[0, 0]) / math.exp(-1 if backward else 1) - 1), {1: 0.3, 2: 0.03, 4: 2e-4, 5: 1e-4}[order]
+    assert error < bound and abs(abs(float(total)) - 1) < bound
+    assert (total < 0) == backward
+    if method != "dopri5": assert calls == 8 * order
+    if method == "euler":
+        times, expected = [(i / 8) ** 1.5 for i in range(9)], 1.0
+        for now, then in zip(times[::-1], times[-2::-1]) if backward else zip(times, times[1:]): expected *= 1 + (then - now) * 2 * now
+        assert float(z[0, 0]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("free", [None, torch.tensor([[True, False, True], [True, True, True]])])
+@pytest.mark.parametrize("divergence", ["exact", "rademacher"])
+def test_likelihood_of_a_linear_flow(free, divergence):
+    "dz/dt = a z: log p(z0) = log N(e^a z0; 0, 1) + a for each coordinate that moves; probes are exact for a diagonal."
+    rate, ode = torch.tensor([0.5, -0.3, 1.0]).double(), ODEConfig(method="rk4", steps=20, divergence=divergence, probes=3)
+    z0 = torch.randn(2, 3, dtype=torch.float64)
+    moves = torch.ones(2, 3).double() if free is None else free.double()
+    found = flow_log_prob(lambda z, t: rate * z, z0, ode, stream("linear"), free)
+    z1 = torch.where(moves > 0, rate.exp() * z0, z0)
+    close(found.end, z1, atol=1e-6, rtol=1e-6)
+    close(found.log_prob, ((Normal(0.0, 1.0).log_prob(z1) + rate) * moves).sum(1), atol=1e-5, rtol=1e-6)
+    close(found.se, torch.zeros(2).double(), atol=1e-9, rtol=0)
+    assert found.nfe == 80
+    back = flow_sample(lambda z, t: rate * z, z1, ode, stream("linear"), free)
+    close(back.end, z0, atol=1e-6, rtol=1e-6), close(back.log_prob, found.log_prob, atol=1e-5, rtol=1e-6)
+
+
+def test_likelihood_error_of_the_trace():
+    matrix, z0 = torch.tensor([[0.1, 0.7], [0.2, -0.3]]).double(), torch.randn(3, 2, dtype=torch.float64)
+    single = carry(lambda z, t: z @ matrix.T, z0, ODEConfig(divergence="gaussian", probes=1), stream(0), None, False)
+    assert single.se.isnan().all()
+    for probes in (2, 9):
+        ode = ODEConfig(method="euler", steps=1, divergence="gaussian", probes=probes)
+        e = torch.randn(probes, 3, 2, generator=stream(0)).double()
+        traces = torch.einsum("pbi,ij,pbj->pb", e, matrix, e)
+        found = carry(lambda z, t: z @ matrix.T, z0, ode, stream(0), None, False)
+        close(found.se, traces.std(0) / probes ** 0.5)
+        close(found.log_prob, Normal(0.0, 1.0).log_prob(z0 + z0 @ matrix.T).sum(1) + traces.mean(0))
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.8])
+@pytest.mark.parametrize("sd", [0.5, torch.tensor([0.3, 0.9]).double()])
+def test_likelihood_mixture(t, sd):
+    weights, means = torch.tensor([0.3, 0.7]).double(), torch.tensor([[1.0, -2.0, 0.5], [0.0, 1.5, -1.0]]).double()
+    mixture, z = MixturePath(weights, means, sd), torch.randn(4, 3, dtype=torch.float64)
+    variance = (1 - t) ** 2 * torch.as_tensor(sd).double().expand(2) ** 2 + t ** 2
+    logs = torch.stack([w.log() + Normal((1 - t) * m, v.sqrt()).log_prob(z).sum(1) for w, m, v in zip(weights, means, variance)], 1)
+    close(mixture.log_density(z, t), logs.logsumexp(1)), close(mixture.responsibilities(z, t), logs.softmax(1))
+    if t == 0: close(mixture.log_density(z), logs.logsumexp(1)), close(mixture.responsibilities(z), logs.softmax(1))
+    clean = 0.0
+    for k in range(2):   # E[z0 | zt, k] for a Gaussian
+        gain = (1 - t) * torch.as_tensor(sd).double().expand(2)[k] ** 2 / variance[k]
+        clean = clean + logs.softmax(1)[:, k, None] * (means[k] + gain * (z - (1 - t) * means[k]))
+    close(mixture.denoise(z, t), clean)
+    if t: close(mixture.velocity(z, t), (z - clean) / t)                       # z1 - z0 = (zt - z0) / t
+    close(mixture.velocity(z, torch.full((4,), t, dtype=torch.float64)), mixture.velocity(z, t))
+    drawn, k = mixture.sample(4000, stream("mixture"))
+    assert abs((k == 0).double().mean() - 0.3) < 0.03
+    for i in range(2):
+        close(drawn[k == i].mean(0), means[i], atol=0.08, rtol=0)
+        close(drawn[k == i].std(0), torch.as_tensor(sd).double().expand(2)[i].expand(3), atol=0.05, rtol=0)
+
+
+def test_likelihood_draws_in_chunks():
+    x = torch.arange(3)
+    for chunk in (1, 2, 4, 100):
+        first, second = each_draw(lambda part: (part.double(), part.double() + 10), x, 5, chunk, False, "test")
+        assert first.tolist() == [[float(i)] * 5 for i in range(3)] and second.tolist() == [[i + 10.0] * 5 for i in range(3)]
+    counter = iter(range(100))
+    numbered, = each_draw(lambda part: (torch.tensor([float(next(counter)) for _ in part]),), x, 2, 2, False, "test")
+    assert numbered.tolist() == [[0, 3], [1, 4], [2, 5]]
+    for wrong in ((0, 1), (1, 0)):
+        with pytest.raises(ValueError, match="each must be >= 1"): each_draw(lambda part: (part,), x, *wrong, False, "test")
+    with pytest.raises(ValueError, match="0 texts"): each_draw(lambda part: (part,), x[:0], 1, 1, False, "test")
+
+
+def test_likelihood_estimators():
+    log_w = torch.randn(3, 8, dtype=torch.float64)
+    w, found = log_w.exp(), likelihood(log_w)
+    close(found.elbo, log_w.mean(1)), close(found.elbo_se, log_w.std(1) / 8 ** 0.5)
+    close(found.iwae, w.mean(1).log()), close(found.ess, w.sum(1) ** 2 / w.square().sum(1))
+    close(found.iwae_se, w.std(1, unbiased=False) / w.mean(1) / 8 ** 0.5)       # delta method
+    assert found.samples == 8
+    single = likelihood(log_w[:, :1])
+    assert single.elbo_se.isnan().all() and single.iwae_se.isnan().all()
+    close(single.iwae, log_w[:, 0]), close(single.ess, torch.ones(3).double())
+    close(iwae_at(log_w, 3), torch.stack([w[:, :3].mean(1).log(), w[:, 3:6].mean(1).log()]).mean(0))
+    close(iwae_at(log_w, 1), found.elbo), close(iwae_at(log_w, 8), found.iwae)
+    for size in (0, 9):
+        with pytest.raises(ValueError, match=f"size={size} must be in 1..8"): iwae_at(log_w, size)
+    prefix = likelihood(torch.randn(3, 4, dtype=torch.float64))
+    rest = conditional(found, prefix)
+    expected = Conditional(found.elbo - prefix.elbo, (found.elbo_se ** 2 + prefix.elbo_se ** 2).sqrt(), found.iwae - prefix.iwae, (found.iwae_se ** 2 + prefix.iwae_se ** 2).sqrt())
+    for ours, theirs in zip(rest, expected): close(ours, theirs)
+
+
+def test_likelihood_perplexity():
+    found = perplexity([-4.0, -9.0, -2.0], [2, 3, 5])
+    assert found.value == pytest.approx(math.exp(15 / 10)) and found.unit == "per token" and found.n == 3
+    for wrong in (([-1.0], [1]), ([-1.0, -2.0], [1])):
+        with pytest.raises(ValueError, match="need the length of each"): perplexity(*wrong)
+
+
+@pytest.mark.parametrize("width,shift", [(1.0, 0.0), (1.4, 0.3)])
+def test_likelihood_linear_gaussian(width, shift):
+    "Its parts are those of the joint Gaussian: the log weights are exact, and constant if q is the posterior."
+    weight = torch.randn(4, 2, generator=stream("weight"), dtype=torch.float64)
+    model = LinearGaussian(weight, 0.5, width, shift)
+    x = model.sample(3, stream("x"))
+    generator = stream("x")
+    code = torch.randn(3, 2, generator=generator).double()
+    close(x, code @ weight.T + 0.5 * torch.randn(3, 4, generator=generator).double())
+    covariance = torch.linalg.inv(torch.eye(2).double() + weight.T @ weight / 0.25)
+    root = torch.linalg.cholesky(covariance)
+    center = x @ weight @ covariance / 0.25 + shift * root.sum(1)
+    q = torch.distributions.MultivariateNormal(center, scale_tril=width * root)
+    z, log_q = model.infer(x, stream("z"))
+    close(z, center + width * torch.randn(3, 2, generator=stream("z")).double() @ root.T), close(log_q, q.log_prob(z))
+    close(model.log_likelihood(x, z), Normal(z @ weight.T, 0.5).log_prob(x).sum(1))
+    close(model.log_prior(x, z, None).log_prob, Normal(0.0, 1.0).log_prob(z).sum(1), atol=1e-2, rtol=0)
+    close(model.log_prob(x), torch.distributions.MultivariateNormal(torch.zeros(4).double(), weight @ weight.T + 0.25 * torch.eye(4).double()).log_prob(x))
+    true = torch.distributions.MultivariateNormal(center - shift * root.sum(1), covariance)
+    close(torch.tensor(model.gap), kl_divergence(q, true)[0].float())
+    short = model.prefix(3)
+    assert torch.equal(short.weight, weight[:3]) and (short.noise, short.width, short.shift) == (0.5, width, shift) and short.ode is model.ode
+    assert (model.prefix(3, width=2.0).width, model.prefix(3, shift=1.0).shift) == (2.0, 1.0)
+    whole = model.aggregate()                                                  # x = W z + e, so the center has covariance I - C
+    close(whole.mean, shift * root.sum(1))
+    close(whole.covariance_matrix, torch.eye(2).double() - covariance + width ** 2 * covariance)
+    weights = log_weights(model, x, 4, stream("w"), chunk=5)
+    close(weights.total, weights.reconstruction + weights.prior - weights.posterior)
+    assert weights.total.shape == (3, 4) and weights.nfe == 16 and not weights.prior_se.any()
+    if (width, shift) == (1.0, 0.0): close(weights.total, model.log_prob(x)[:, None].expand(3, 4), atol=2e-2, rtol=0)
+
+
+def test_likelihood_parts():
+    weight = torch.randn(3, 2, generator=stream("weight"), dtype=torch.float64)
+    model = LinearGaussian(weight, 0.7, 1.3, 0.2)
+    x = model.sample(2, stream("x"))
+    aggregate = model.aggregate()
+    found = decompose(model, x, lambda part, z, log_q: aggregate.log_prob(z) + 0 * log_q, 3, stream("parts"), chunk=4)
+    generator, wanted = stream("parts"), {name: [] for name in Parts._fields}
+    rows = torch.arange(2).repeat(3)
+    for name in Parts._fields:
+        for part in rows.split(4):
+            z, log_q = model.infer(x[part], generator)
+            if name == "reconstruction": wanted[name].append(model.log_likelihood(x[part], z))
+            elif name == "rate": wanted[name].append(log_q - aggregate.log_prob(z))
+            else: wanted[name].append(aggregate.log_prob(z) - model.log_prior(x[part], z, generator).log_prob)
+    for name in Parts._fields: close(getattr(found, name), torch.cat(wanted[name]).view(3, 2).mean(0))
+    close(found.elbo, found.reconstruction - found.rate - found.prior_kl)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_likelihood_of_mixed_posteriors(weighted):
+    q, z = Posterior(*(p.double() for p in posterior(0, 5, 3))), torch.randn(7, 3, dtype=torch.float64)
+    logs = torch.randn(5, dtype=torch.float64).log_softmax(0) if weighted else None
+    each = torch.stack([Normal(m, (v / 2).exp()).log_prob(z).sum(1) for m, v in zip(q.mean, q.logvar)], 1)
+    expected = (each + (logs if weighted else -math.log(5))).logsumexp(1)
+    for chunk in (3, 500): close(aggregated_log_density(q, logs, chunk)(z), expected)
+
+
+def scorer_of(patch=1, size=2, **ode):
+    torch.manual_seed(2)
+    vae = small_vae(patch_size=patch).eval()
+    return TextScorer(ColaDLM(vae, small_dit(block_size=size).eval()), ODEConfig(**dict(method="euler", steps=3, divergence="exact") | ode))
+
+
+def test_likelihood_texts_and_their_spans():
+    scorer = scorer_of(patch=2, size=2)
+    x = scorer.texts([[3] * 7, [4] * 2, [5] * 9], [2, 0, 4], pad_id=6)
+    assert (x.ids.shape, x.length.tolist(), x.known.tolist(), x.chunk, len(x)) == ((3, 12), [7, 2, 9], [2, 0, 4], 4, 3)
+    assert x.ids[1].tolist() == [4, 4] + [6] * 10
+    own, left = scorer.spans(x)
+    assert own.int().tolist() == [[0, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 0]]
+    assert left.int().tolist() == [[0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1]]
+    short = x[torch.tensor([1, 0])]
+    assert short.ids.tolist() == [[4, 4] + [6] * 6, [3] * 7 + [6]] and short.length.tolist() == [2, 7] and short.known.tolist() == [0, 2] and short.chunk == 4
+    assert scorer.texts([[3]]).known.tolist() == [0] and scorer.texts([[3]]).ids.tolist() == [[3, 0, 0, 0]]
+    for ids, known, said in (([3], [1], "a text of 1 tokens cannot have a prompt of 1"), ([3], [-1], "prompt of -1"), ([3, 4, 5], [1], "ends inside a patch of 2"), ([], [0], "a text of 0 tokens")):
+        with pytest.raises(ValueError, match=said): scorer.texts([ids], known)
+    scorer.vae = small_vae(patch_size=2, block_size=None)
+    assert len(scorer.texts([[3] * 3, [3] * 4])) == 2
+    for given, known in (([[3] * 4, [3] * 5], None), ([[3] * 4], [2])):
+        with pytest.raises(ValueError, match="only whole texts of one number of blocks"): scorer.texts(given, known)
+
+
+def test_likelihood_history_is_the_cache_up_to_a_place():
+    dit = small_dit().eval()
+    past, z = torch.randn(2, 4, 4), torch.randn(3, 2, 4)
+    cache = cached(dit, past)
+    with torch.no_grad():
+        for rows, seen in (([0, 1, 1], [2, 4, 0]), ([1, 0, 0], [2, 2, 2]), ([0, 0, 1], [0, 0, 0])):
+            history = History(cache, torch.tensor(rows), torch.tensor(seen))
+            found = dit(z, torch.full((3, 1), 0.4), history)
+            for i, (row, n) in enumerate(zip(rows, seen)):
+                whole = torch.cat([past[row, :n], z[i]])[None]
+                close(found[i:i + 1], dit(whole, torch.tensor([[0.0] * (n // 2) + [0.4]]))[:, n:], atol=1e-5, rtol=1e-4)
+            assert history.keys.shape[3] == max(seen)
+
+
+@pytest.mark.parametrize("rows", [1, 512])
+def test_likelihood_of_blocks(rows):
+    "Every block by itself under its past: densities add up, held latents stay."
+    scorer = scorer_of()
+    scorer.rows, dit, ode = rows, scorer.dit, scorer.ode
+    z = torch.randn(2, 6, 4, generator=stream("z"))
+    free = torch.tensor([[True, True, False, True, False, False], [False, False, True, True, False, True]])
+    for draw in (False, True):
+        made, density = scorer.flow(z, free, stream("probes"), draw)
+        expected, ends = torch.zeros(2), z.clone()
+        for row in range(2):
+            for block in range(3):
+                own, past = slice(2 * block, 2 * block + 2), z[row:row + 1, :2 * block]
+                moves = free[row:row + 1, own]
+                if not moves.any(): continue
+                velocity = lambda z, t: dit(torch.cat([past, z], 1), torch.cat([torch.zeros(1, 2 * block), torch.where(moves, t, 0.0)], 1))[:, -2:]
+                one = (flow_sample if draw else flow_log_prob)(velocity, z[row:row + 1, own], ode, None, moves[..., None].expand(-1, -1, 4))
+                expected[row] += one.log_prob[0]
+                if draw: ends[row, own] = one.end[0]
+        close(density.log_prob, expected, atol=1e-3, rtol=1e-4), close(made, ends, atol=1e-4, rtol=1e-4)
+        close(density.end, made)
+        assert density.nfe == 3 and not density.se.any()
+
+
+def test_likelihood_adds_the_variances_of_blocks():
+    scorer = scorer_of(divergence="gaussian", probes=2)
+    scorer.rows = 1                                                            # each block draws its own probes
+    z, blocks = torch.randn(1, 4, 4), torch.arange(4)[None] // 2
+    both = scorer.flow(z, blocks >= 0, stream("probes"))[1]
+    generator, variance = stream("probes"), 0.0
+    for block in range(2): variance += scorer.flow(z, blocks == block, generator)[1].se ** 2
+    close(both.se, variance.sqrt(), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("known", [[0, 0], [2, 0], [3, 1]])
+def test_likelihood_of_texts(known):
+    scorer = scorer_of()
+    x = scorer.texts([[3, 4, 5, 6, 7], [8, 9]], known)
+    own, left = scorer.spans(x)
+    z, log_q = scorer.infer(x, stream("z"))
+    generator = stream("z")
+    q = scorer.vae.encode(x.ids)
+    first = q.sample(generator)
+    for row, n in enumerate(known):
+        if n: first[row, :n] = scorer.vae.encode(x.ids[row:row + 1, :n]).mean[0]   # the VAE of this test sees the past only
+        if any(known) and n == 0: assert torch.equal(own[row], torch.arange(6) < x.length[row])
+    used = own | (torch.arange(6) < x.known[:, None])
+    close(z[used], first[used], atol=1e-5, rtol=1e-4)
+    rest = torch.zeros(2)
+    if left.any():
+        noise = torch.randn(z.shape, generator=generator)
+        drawn, density = scorer.flow(torch.where(left[..., None], noise, torch.where(used[..., None], first, z)), left, generator, draw=True)
+        close(z[left], drawn[left], atol=1e-4, rtol=1e-4)
+        rest = density.log_prob
+    close(log_q, rest + (q.log_prob(z) * own).sum(1), atol=1e-3, rtol=1e-4)
+    nats = scorer.vae.decode(z).log_softmax(-1)
+    expected = [sum(nats[row, i, x.ids[row, i]] for i in range(known[row], int(x.length[row]))) for row in range(2)]
+    close(scorer.log_likelihood(x, z), torch.stack(expected), atol=1e-4, rtol=1e-4)
+    close(scorer.log_prior(x, z, None).log_prob, scorer.flow(z, own | left, None)[1].log_prob)
+
+
+def test_likelihood_prices():
+    scorer = scorer_of()
+    x = scorer.texts([[3, 4, 5, 6], [8, 9, 2, 3]])
+    model = SimpleNamespace(vae=scorer.vae, dit=scorer.dit)
+    settings = [dict(method="euler", steps=2), dict(method="euler", steps=4, divergence="rademacher", probes=2)]
+    reference = dict(method="midpoint", steps=6)
+    z, _ = TextScorer(model).infer(x, stream(5, "cost"))
+    price = lambda how: TextScorer(model, ODEConfig(**how)).log_prior(x, z, stream(5, "probes"))
+    for given in (reference, None):
+        table = price_list(model, x, settings, given, 5, progress=False)
+        for row, how in zip(table.itertuples(), settings):
+            density = price(how)
+            error = (density.log_prob - price(given or how | dict(divergence="exact", probes=1)).log_prob).numpy()
+            assert row.bias == pytest.approx(error.mean(), abs=1e-5) and row.error == pytest.approx(np.sqrt((error ** 2).mean()), abs=1e-5)
+            assert row.se == pytest.approx(float(density.se.mean()), abs=1e-6) and (row.nfe, row.steps, row.texts) == (how["steps"], how["steps"], 2)
+            assert row.seconds > 0
+
+
+# estimators
+
+def test_estimators_wilson():
+    for correct, n, level in ((0, 5, 0.95), (3, 7, 0.9), (9, 9, 0.99)):
+        found, z, p = wilson(correct, n, level), stats.norm.ppf((1 + level) / 2), correct / n
+        roots = np.roots([1 + z * z / n, -(2 * p + z * z / n), p * p])          # (p - x)^2 = z^2 x (1 - x) / n
+        assert (found.low, found.high) == pytest.approx(tuple(sorted(np.clip(roots.real, 0, 1))), abs=1e-7)
+        assert (found.value, found.se, found.n, found.unit) == (pytest.approx(p), pytest.approx(math.sqrt(p * (1 - p) / n)), n, "proportion")
+    assert wilson(0, 1).value == 0 and wilson(3, 7) == wilson(3, 7, 0.95)
+    for wrong in ((-1, 3), (4, 3), (0, 0)):
+        with pytest.raises(ValueError, match="need 0 <= correct <= n and n >= 1"): wilson(*wrong)
+
+
+def test_estimators_mean():
+    values = [1.0, 4.0, 2.5, 3.0]
+    found, theirs = mean_interval(values, 0.9, "nats"), stats.t.interval(0.9, 3, np.mean(values), stats.sem(values))
+    assert (found.low, found.high) == pytest.approx(theirs) and found.value == pytest.approx(np.mean(values))
+    assert (found.se, found.n, found.unit) == (pytest.approx(stats.sem(values)), 4, "nats")
+    assert mean_interval(values) == mean_interval(values, 0.95)
+    single = mean_interval([2.0])
+    assert (single.value, single.n) == (2.0, 1) and np.isnan([single.low, single.high, single.se]).all()
+    pair = paired_difference([3.0, 5.0, 4.0], [1.0, 2.0, 5.0], 0.9, "x")
+    assert pair == mean_interval([2.0, 3.0, -1.0], 0.9, "x")
+    with pytest.raises(ValueError, match="3 and 2"): paired_difference([1, 2, 3], [1, 2])
+    for wrong in ([], [[1.0]], [math.nan], [math.inf]):
+        with pytest.raises(ValueError): mean_interval(wrong)
+
+
+def plain_two_way(y, level):
+    "Interval of the mean of seeds by items: components whose mean square is no larger than the rest's are pooled with it (Satterthwaite)."
+    (s, i), mean = y.shape, y.mean()
+    row, column = y.mean(1), y.mean(0)
+    rest = sum((y[a, b] - row[a] - column[b] + mean) ** 2 for a in range(s) for b in range(i)) / ((s - 1) * (i - 1))
+    seeds, items = i * ((row - mean) ** 2).sum() / (s - 1), s * ((column - mean) ** 2).sum() / (i - 1)
+    kept = [(m, df) for m, df in ((seeds, s - 1), (items, i - 1)) if m > rest]
+    parts = kept + [((1 - len(kept)) * rest, (s - 1) * (i - 1))]
+    total = sum(m for m, _ in parts)
+    df = total ** 2 / sum(m * m / df for m, df in parts)
+    se = math.sqrt(total / (s * i))
+    return mean, se, stats.t.ppf((1 + level) / 2, df) * se
+
+
+def test_estimators_seeds_by_items():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(4, 6))
+    flat = noise - noise.mean(1, keepdims=True)
+    cases = [noise, noise + 3 * rng.normal(size=(4, 1)), noise + 3 * rng.normal(size=6), flat, flat - flat.mean(0) + 0.01 * np.arange(6),
+             noise + 3 * rng.normal(size=(4, 1)) + 3 * rng.normal(size=6)]
+    for y in cases:
+        found, (mean, se, half) = seeds_by_items(y, 0.9, "x"), plain_two_way(y, 0.9)
+        assert tuple(found) == (pytest.approx(mean), pytest.approx(mean - half), pytest.approx(mean + half), pytest.approx(se), 24, "x")
+    assert seeds_by_items(noise) == seeds_by_items(noise, 0.95, "proportion")
+    same = seeds_by_items(np.ones((2, 3)))
+    assert (same.value, same.low, same.high, same.se) == (1, 1, 1, 0)
+    for shape in ((1, 4), (4, 1)):
+        found = seeds_by_items(np.arange(4.0).reshape(shape))
+        assert (found.value, found.n) == (1.5, 4) and np.isnan([found.low, found.high, found.se]).all()
+    assert not math.isnan(seeds_by_items(np.arange(4.0).reshape(2, 2)).se)
+
+
+def test_estimators_bootstraps():
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=12), rng.normal(size=12)
+    ratio = lambda x, y, axis: (x * y).mean(axis)
+    for method in ("BCa", "basic", "percentile"):
+        found = bootstrap_interval([a, b], ratio, paired=True, method=method, n_resamples=200, level=0.9, unit="u", rng=3)
+        theirs = stats.bootstrap([a, b], ratio, paired=True, vectorized=True, method=method, axis=-1, n_resamples=200, confidence_level=0.9, rng=np.random.default_rng(3))
+        assert tuple(found) == (pytest.approx((a * b).mean()), *theirs.confidence_interval, theirs.standard_error, 12, "u")
+    mean = lambda x, axis: x.mean(axis)
+    theirs = stats.bootstrap([a], mean, axis=-1, n_resamples=2000, method="BCa", rng=np.random.default_rng(0))
+    assert bootstrap_interval([a], mean)[1:3] == theirs.confidence_interval
+    difference = lambda x, y, axis: x.mean(axis) - y.mean(axis)
+    apart = bootstrap_interval([a, b[:7]], difference)                          # not paired unless asked for
+    assert apart.n == 12 and apart.value == pytest.approx(a.mean() - b[:7].mean())
+    y = rng.normal(size=(3, 5))
+    generator = np.random.default_rng(4)
+    draws = [np.median(y[generator.integers(3, size=3)][:, generator.integers(5, size=5)]) for _ in range(300)]
+    found = crossed_bootstrap(y, np.median, 300, 0.8, "u", 4)
+    assert tuple(found) == (np.median(y), pytest.approx(np.quantile(draws, 0.1)), pytest.approx(np.quantile(draws, 0.9)), pytest.approx(np.std(draws, ddof=1)), 15, "u")
+    assert crossed_bootstrap(y) == crossed_bootstrap(y, np.mean, 1000, 0.95, "proportion", 0)
+
+
+def test_estimators_ranks():
+    rng = np.random.default_rng(2)
+    x, y = rng.integers(0, 5, size=(2, 3, 8)).astype(float)
+    assert rank_correlation(x, y) == pytest.approx([stats.spearmanr(a, b).statistic for a, b in zip(x, y)])
+    assert rank_correlation(np.ones(4), np.arange(4.0)) == 0 == rank_correlation(np.arange(4.0), np.ones(4))
+    with pytest.raises(ValueError, match="axis must be -1, got 0"): rank_correlation(x, y, axis=0)
+    u, v = rng.normal(size=(2, 9))
+    found = spearman(u, v, 150, 0.9, 5)
+    assert found == bootstrap_interval([u, v], rank_correlation, True, "percentile", 150, 0.9, "rho", 5)
+    assert spearman(u, v) == spearman(u, v, 2000, 0.95, 0) and found.value == pytest.approx(stats.spearmanr(u, v).statistic)
+    assert spearman(u[:4], v[:4], 50).n == 4
+    for wrong, said in (((u[:3], v[:3]), "at least 4 runs, got 3"), ((u, v[:5]), "equal lengths, got 9 and 5"), ((np.ones(9), v), "constant side"), ((u, np.ones(9)), "constant side")):
+        with pytest.raises(ValueError, match=said): spearman(*wrong)
+
+
+def test_estimators_average_and_text():
+    parts = [Estimate(1.0, 0.5, 2.0, 0.3, 10, "x"), Estimate(3.0, 2.8, 3.5, 0.4, 20, "x")]
+    found = mean_of(parts)
+    assert tuple(found) == (2.0, pytest.approx(2 - math.hypot(0.5, 0.2) / 2), pytest.approx(2 + math.hypot(1.0, 0.5) / 2), pytest.approx(0.25), 30, "x")
+    assert mean_of(parts[:1]) == parts[0]
+    with pytest.raises(ValueError, match="no estimate"): mean_of([])
+    with pytest.raises(ValueError, match=r"different units: \['x', 'y'\]"): mean_of([parts[0], parts[1]._replace(unit="y")])
+    assert str(parts[0]) == "1.000 x (0.500 to 2.000; n=10)" and str(mean_interval([2.0])) == "2.000 (interval unknown; n=1)"
+
+
+# baselines: sampling, sizes and costs (their losses: test_baseline_objectives.py)
+
+def baseline_of(family, **changes):
+    torch.manual_seed(4)
+    return make_baseline(BaselineConfig(**dict(family=family, vocab_size=20, width=16, layers=1, heads=2, intermediate=12, init_std=0.4, d_embed=6) | changes)).eval()
+
+
+def test_baselines_modules():
+    for family in ("ar", "llada", "plaid"):
+        model = baseline_of(family, kv_heads=1, norm="layer", norm_eps=1e-3, rope_theta=77.0, layers=2)
+        config = model.trunk.config
+        assert (config.width, config.layers, config.heads, config.kv_heads, config.head_dim, config.hidden) == (16, 2, 2, 1, 8, 24)
+        assert (config.activation, config.modulated, config.norm, config.norm_eps, config.mlp_bias) == ("swiglu", family == "plaid", "layer", 1e-3, False)
+        assert (config.rope_dim, config.rope_theta, model.norm.eps, model.exact) == (8, 77.0, 1e-3, family == "ar")
+        assert model.head.weight.shape == (20, 16) and model.head.bias is None
+        assert model.embedding.weight.shape == ((20, 6) if family == "plaid" else (21, 16))
+        weights = torch.cat([m.weight.flatten() for m in model.trunk.modules() if isinstance(m, nn.Linear) and "odulation" not in type(m).__name__])
+        assert abs(weights[weights != 0].std() - 0.4) < 0.02
+    zero = [m.linear for m in model.modules() if isinstance(m, Modulation)]
+    assert zero and not any(p.any() for m in zero for p in m.parameters())
+    tied = baseline_of("ar", tied=True)
+    assert tied.head is None
+    close(tied.logits(torch.ones(1, 1, 16)), tied.norm(torch.ones(1, 1, 16)) @ tied.embedding.weight[:20].T)
+    with pytest.raises(ValueError, match="baseline.tied=True"): baseline_of("plaid", tied=True)
+    assert baseline_of("plaid").input.in_features == 12 and baseline_of("plaid", self_condition=False).input.in_features == 6
+
+
+def test_baselines_canvas_and_states():
+    sampler = make_sampler(baseline_of("llada"), Letters(), SampleConfig(max_new_tokens=3))
+    rows, start, seen = sampler.canvas([[3, 4], [5], []], 2)
+    assert rows.tolist() == [[3, 4, 20, 20], [5, 20, 20, 20], [20] * 4] and start.tolist() == [2, 1, 0]
+    assert seen.int().tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]] and sampler.canvas([[3], [4]], 2)[2] is None
+    states = begin_states(["a", "b"], None)
+    sampler.extend(states, [[3, 4], [5, 1]])
+    sampler.extend(states, [[6], [7]])
+    assert [s.tokens for s in states] == [[3, 4, 6], [5, 1, 7]] and [s.done for s in states] == [True, True]
+    assert [x.shape for x in states[0].latents] == [(2, 0), (1, 0)]
+    assert shares(7, 3) == [3, 2, 2] and shares(2, 5) == [1, 1] and shares(6, 3) == [2, 2, 2]
+    with pytest.raises(ValueError, match="compat='release'"): make_sampler(baseline_of("ar"), Letters(), SampleConfig(compat="release"))
+    with pytest.raises(ValueError, match="without a prior"): make_sampler(ColaDLM(small_vae()), Letters())
+
+
+@pytest.mark.parametrize("temperature,penalty", [(0.0, 1.0), (0.0, 1.7), (0.9, 1.0)])
+def test_baselines_choices(temperature, penalty):
+    sampler = make_sampler(baseline_of("ar"), Letters(), SampleConfig(temperature=temperature, repetition_penalty=penalty, seed=5))
+    states, logits = begin_states(["a", "b"], [7, 9]), torch.randn(2, 3, 20, generator=stream("logits"))
+    states[0].tokens, states[1].tokens = [3, 4, int(logits[0, 0].argmax())], [5]
+    found = sampler.choose(states, logits, 2, 1)
+    for state, row, mine in zip(states, logits, found):
+        close(mine, choose_tokens(row, torch.tensor(state.tokens), sampler.config, stream(5, state.seed, 2, 1, "tokens")))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_baselines_ar_text_is_that_of_whole_passes(temperature):
+    model = baseline_of("ar")
+    sampler = make_sampler(model, Letters(), SampleConfig(max_new_tokens=6, temperature=temperature))
+    sampler.stopped = lambda state: len(state.tokens) >= (2 if state.index == 1 else 6)
+    prompts = ["abc", "", "e"]
+    rounds = [[len(s.tokens) for s in states] for states in sampler.blocks(prompts, [3, 4, 5])]
+    assert rounds == [[k, min(k, 2), k] for k in range(1, 7)]
+    states = list(sampler.blocks(prompts, [3, 4, 5]))[-1]
+    for state, prompt, limit in zip(states, prompts, (6, 2, 6)):
+        ids, made = [20, *Letters().encode(prompt)], []
+        for k in range(limit):
+            with torch.no_grad(): logits = model(torch.tensor([ids + made]))[0, -1:]
+            made += choose_tokens(logits, torch.tensor(made, dtype=torch.long), sampler.config, stream(66, state.seed, k, "tokens")).tolist()
+        assert state.tokens == made
+
+
+@pytest.mark.parametrize("remasking", ["low_confidence", "random"])
+@pytest.mark.parametrize("size", [None, 2, 4])
+@pytest.mark.parametrize("scale,steps", [(1.0, 2), (2.0, 3)])
+def test_baselines_llada_fills_its_masks(remasking, size, scale, steps):
+    "Block by block, the surest (or random) open places first, each prompt as if alone."
+    model = baseline_of("llada", block_size=size, remasking=remasking)
+    config = SampleConfig(max_new_tokens=5, steps=steps, guidance_scale=scale)
+    sampler = make_sampler(model, Letters(), config)
+    sampler.stopped = lambda state: len(state.tokens) >= (2 if state.index == 1 else 5)
+    states = list(sampler.blocks(["abc", "b", "de"], [3, 4, 5]))[-1]
+    for state, prompt in zip(states, ("abc", "b", "de")):
+        ids = Letters().encode(prompt)
+        row = torch.tensor([*ids, *[20] * 5])
+        for k, first in enumerate(range(0, 5, size or 5)):
+            window = list(range(len(ids) + first, len(ids) + min(first + (size or 5), 5)))
+            for i, count in enumerate(shares(len(window), steps)):
+                with torch.no_grad():
+                    logits = model(row[None])[0]
+                    bare = model(torch.tensor([[20] * len(ids) + row[len(ids):].tolist()]))[0]
+                logits = (bare + scale * (logits - bare))[window]
+                best = logits.argmax(-1)
+                if remasking == "random": sure = torch.rand(len(window), generator=stream(66, state.seed, k, i, "order"))
+                else: sure = logits.softmax(-1).amax(-1)
+                places = [j for j in range(len(window)) if row[window[j]] == 20]
+                for j in sorted(places, key=lambda j: -sure[j])[:count]: row[window[j]] = best[j]
+            if state.index == 1 and min(first + (size or 5), 5) >= 2: break
+        assert state.tokens == row[len(ids):][:len(state.tokens)].tolist() and len(state.tokens) == (min(size or 5, 5) if state.index == 1 else 5)
+
+
+@pytest.mark.parametrize("first_block", ["clean", "repaint"])
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_baselines_plaid_is_a_loop_over_noise_levels(first_block, scale):
+    model = baseline_of("plaid")
+    sampler = make_sampler(model, Letters(), SampleConfig(max_new_tokens=3, steps=3, guidance_scale=scale, first_block=first_block))
+    sampler.stopped = lambda state: True
+    states, clean = next(sampler.blocks(["ab", "c"], [3, 4])), first_block == "clean"
+    levels = [float(model.levels.at(torch.tensor([u]))[0]) for u in (1.0, 2 / 3, 1 / 3, 0.0)]
+    for state, prompt in zip(states, ("ab", "c")):
+        ids = Letters().encode(prompt)
+        n = len(ids)
+        known, seen = (torch.arange(n + 3) < n)[None], torch.ones(1, n + 3, dtype=torch.bool)
+        h0 = torch.zeros(1, n + 3, 6)
+        h0[0, :n] = model.table()[ids].detach()
+        noise = torch.zeros(1, n + 3, 6)
+        noise[0, n:].normal_(generator=stream(66, state.seed, "new")), noise[0, :n].normal_(generator=stream(66, state.seed, "prompt"))
+        z, guess = noise, None
+        with torch.no_grad():
+            for now, then in zip(levels[:-1] + [levels[-1]], levels[1:] + [None]):
+                signal, spread = math.sqrt(1 / (1 + math.exp(-now))), math.sqrt(1 / (1 + math.exp(now)))
+                z = torch.where(known[..., None], h0 if clean else signal * h0 + spread * noise, z)
+                if then is None: break
+                level = torch.tensor([now])
+                logits = model(z, level, known & clean, seen, guess)
+                bare = model(z, level, known & clean, ~known, guess)
+                logits = bare + scale * (logits - bare)
+                guess = logits.softmax(-1) @ model.table()
+                rest = (z - signal * guess) / spread
+                z = math.sqrt(1 / (1 + math.exp(-then))) * guess + math.sqrt(1 / (1 + math.exp(then))) * rest
+        assert state.tokens == logits[0, n:].argmax(-1).tolist() and state.done
+
+
+def run_of(**changes):
+    shape = dict(vae=dict(vocab_size=20, d_latent=4, width=16, heads=2, encoder_layers=1, decoder_layers=1, ffn_dim=32), data=dict(seq_len=8),
+                 dit=dict(d_latent=4, width=16, heads=2, head_dim=8, layers=2, rope_dim=4, block_size=2))
+    return RunConfig(**dict(name="run") | shape | changes)
+
+
+def nearest(run, tolerance):
+    "Layers and channels of the AR model whose MLP is nearest to 4 times the width, by its formula: 4 c^2 + 2 c of norms and 3 c i a layer, c in the end."
+    target, found = model_size(run, 2).body, []
+    for layers in range(1, 100):
+        channels = 4 * round(((target - 16) / layers - 4 * 256 - 32) / 48 / 4)
+        if channels > 0 and abs((layers * (4 * 256 + 32 + 48 * channels) + 16) / target - 1) <= tolerance: found.append((abs(math.log(channels / 64)), layers, channels))
+    return min(found)[1:]
+
+
+def test_baselines_sizes():
+    run = run_of()
+    size, model = model_size(run, 30), ColaDLM(run.vae.replace(vocab_size=30), run.dit)
+    tables = 31 * 16 + 30 * 16 + 30
+    assert tuple(size) == (sum(p.numel() for p in model.parameters()) - tables, tables)
+    for family, inside in (("ar", 31 * 16 + 30 * 16), ("plaid", 30 * 6 + 30 * 16)):
+        rival = run_of(baseline=dict(family=family, width=16, layers=2, heads=2, intermediate=12, d_embed=6))
+        assert model_size(rival, 30).tables == inside
+        assert sum(model_size(rival, 30)) == sum(p.numel() for p in make_baseline(rival.baseline.replace(vocab_size=30)).parameters())
+        matched = match_baseline(run, family, 0.05, d_embed=6)
+        if family == "ar": assert (matched.layers, matched.intermediate) == nearest(run, 0.05)
+        assert abs(model_size(run.replace(baseline=matched), 2).body / model_size(run, 2).body - 1) <= 0.05
+        assert (matched.width, matched.heads, matched.family, matched.d_embed, matched.intermediate % 4) == (16, 2, family, 6, 0)
+    with pytest.raises(ValueError, match="no ar of width 16 is within 0%"): match_baseline(run, "ar", 1e-9)
+    table = size_table([run, rival], 30)
+    assert table.family.tolist() == ["cola", "plaid"] and table["MLP"].tolist() == [64, 12] and table.layers.tolist() == [2, 2]
+    assert table.ratio.tolist() == pytest.approx([1, model_size(rival, 30).body / size.body])
+
+
+def test_baselines_costs():
+    run = run_of(stage1=dict(steps=3, batch_size=4), stage2=dict(steps=5, batch_size=2))
+    assert counted(lambda: torch.zeros(3, 4) @ torch.zeros(4, 5)) == 120.0
+    assert training_flops(run, {"vae": 10.0, "prior": 100.0}) == 10 * 3 * 4 * 8 + 100 * 5 * 2 * 8
+    for strategy, more, wanted in (("fixed", {}, [("vae", 1), ("prior", 1)]), ("joint", {}, [("vae", 1), ("prior", 1)]), ("scratch", {}, [("prior", 1)]),
+                                   ("interval", dict(interval_joint=1, interval_fixed=3), [("vae", 1), ("prior", 0.25), ("prior", 0.75)])):
+        each = run_of(stage2=dict(strategy=strategy, **more))
+        found = stage_losses(each, 20)
+        assert [(name, share) for name, share, _, _ in found] == wanted
+        if strategy in ("joint", "interval"): assert found[1][2].reference is not None and all(p.requires_grad for p in found[1][2].vae.parameters())
+        if strategy in ("fixed", "interval"): assert found[-1][2].reference is None and not any(p.requires_grad for p in found[-1][2].vae.parameters())
+        if strategy == "scratch": assert found[-1][2].reference is None
+        ids, every = torch.randint(0, 20, (2, 8)), torch.ones(2, 8, dtype=torch.bool)
+        work = [(name, share, counted(lambda: loss(use(model, "dense"), ids, every, stream(0)).total.backward())) for name, share, model, loss in found]
+        spent = flops_per_token(each, 20)
+        for stage in {name for name, _, _ in work}: assert spent[stage] == pytest.approx(sum(s * w for n, s, w in work if n == stage) / 16)
+    rival = run_of(baseline=dict(family="ar", width=16, layers=1, heads=2, intermediate=12, vocab_size=20), stage2=dict(steps=5, batch_size=2))
+    assert [(name, share) for name, share, _, _ in stage_losses(rival, 20)] == [("baseline", 1.0)]
+    assert training_flops(rival, {"baseline": 7.0}) == 7 * 5 * 2 * 8
+    matrices = 16 * 48 + 16 * 16 + 16 * 24 + 12 * 16 + 16 * 20
+    attention = 2 * 8 * 16                                                     # scores and their mix over 8 tokens, all channels
+    turns = 2 * 16 * 8                                                         # of queries and keys, by a fixed matrix for each head
+    assert flops_per_token(rival, 20)["baseline"] == pytest.approx(6 * (matrices + attention) + 4 * turns)
+    sampler = make_sampler(baseline_of("ar"), Letters(), SampleConfig(max_new_tokens=3))
+    rule, before = sampler.stopped, generation_flops(sampler, ["ab", "b"])
+    assert sampler.stopped == rule
+    plain = list(counted(lambda: sampler.generate(["ab", "b"])) for _ in range(1))[0]
+    assert before >= plain / 6 > 0
+    table = cost_table([run, rival], SimpleNamespace(vocab_size=20, eos_id=1, pad_id=0, encode=Letters().encode, decode=Letters().decode), ["ab"])
+    assert table.train_token.tolist() == pytest.approx([flops_per_token(run, 20)["prior"], flops_per_token(rival, 20)["baseline"]])
+    assert table.train.tolist() == pytest.approx([training_flops(r, flops_per_token(r, 20)) for r in (run, rival)])
+
+
+@pytest.mark.parametrize("family", ["ar", "llada", "plaid"])
+def test_baselines_likelihood_of_a_text(family):
+    model, prompts, texts = baseline_of(family), [[3, 4], []], [[5, 6, 7], [8]]
+    found = text_likelihood(model, prompts, texts, draws=6, seed=2)
+    for i, (prompt, text, one) in enumerate(zip(prompts, texts, found)):
+        ids = torch.tensor([prompt + text]).expand(1 if family == "ar" else 6, -1)
+        target = (torch.arange(len(prompt + text)) >= len(prompt)).expand_as(ids)
+        with torch.no_grad(): nats = model.estimate(ids, torch.ones_like(target), target, stream(2, i)).double().sum(1)
+        assert one.value == pytest.approx(-float(nats.mean())) and one.tokens == len(text)
+        assert one.se == (0.0 if family == "ar" else pytest.approx(float(nats.std()) / math.sqrt(6)))
+    with pytest.raises(ValueError, match="2 prompts for 1 texts"): text_likelihood(model, prompts, texts[:1])
+    with pytest.raises(ValueError, match="text 1 is empty"): text_likelihood(model, prompts, [[5], []])
