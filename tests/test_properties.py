@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from colanb.attention import BACKENDS, Visibility, attend
 from colanb.config import DataConfig, DiTConfig, SampleConfig, VAEConfig
-from colanb.data import EOS, PAD, UNK, Document, Shards, assign_splits, bpe_tokenizer, first_fit, pack, prepare, streamed_split, tokenise, word_tokenizer
+from colanb.data import (EOS, PAD, UNK, Document, Shards, assign_splits, bpe_tokenizer, first_fit, pack, prepare,
+                         streamed_split, tokenise, word_tokenizer)
 from colanb.dit import DiT
 from colanb.estimators import wilson
 from colanb.sample import Sampler
-from colanb.tasks import TASKS, Item, best_options, cut, first_word, normalise, option_letter, score, score_pairs, similarity
+from colanb.tasks import (TASKS, Item, best_options, cut, first_word, normalise, option_letter, score, score_pairs,
+                          similarity)
 from colanb.vae import TextVAE
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=25, database=None)
@@ -24,7 +26,18 @@ settings.load_profile("fixed")
 
 few = settings(max_examples=8)
 lengths = st.lists(st.integers(1, 25), max_size=12)
-words = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"]), min_size=1, max_size=5).filter(lambda w: w not in (PAD, EOS, UNK))
+words = st.text(
+    st.characters(
+        exclude_categories=[
+            "Cs",
+            "Cc",
+            "Z"]),
+            min_size=1,
+            max_size=5).filter(
+                lambda w: w not in (
+                    PAD,
+                    EOS,
+                     UNK))
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
@@ -84,7 +97,8 @@ def test_every_document_is_followed_by_end_of_text(documents, batch):
     expected = [token for document in joined for token in [*tokenizer.encode(document), tokenizer.eos_id]]
     assert flat.tolist() == expected
     assert counted.tolist() == [len(document) + 1 for document in documents]
-    assert (counts["documents"], counts["separators"], counts["tokens"]) == (len(documents), len(documents), sum(map(len, documents)))
+    assert (counts["documents"], counts["separators"], counts["tokens"]) == (
+        len(documents), len(documents), sum(map(len, documents)))
 
 
 # splits
@@ -100,7 +114,8 @@ def test_splits_are_disjoint_in_content_and_have_their_shares(contents, validati
     left = distinct - taken
     tested = max(1, round(test * left)) if test and left else 0
     if left - tested < 1:
-        with pytest.raises(ValueError, match="leave none for training"): assign_splits([str(i) for i in contents], digests, config)
+        with pytest.raises(ValueError, match="leave none for training"): assign_splits(
+            [str(i) for i in contents], digests, config)
         return
     splits = assign_splits([str(i) for i in contents], digests, config)
     members = {split: {d for d, s in zip(digests, splits) if s == split} for split in ("train", "validation", "test")}
@@ -122,7 +137,8 @@ def test_named_documents_go_where_they_are_named(places):
 def test_a_streamed_document_has_a_split_of_its_own(validation, test):
     config = DataConfig(source="text", path="x", validation=validation, test=test)
     found = [streamed_split(Document("a", f"text {i}"), config) for i in range(400)]
-    assert found == [streamed_split(Document("b", f"text {i}"), config) for i in range(400)]   # the name does not matter
+    assert found == [streamed_split(Document("b", f"text {i}"), config)
+                                    for i in range(400)]   # the name does not matter
     for split, share in (("validation", validation), ("test", test)):
         assert abs(found.count(split) / 400 - share) <= 4 * (share * (1 - share) / 400) ** 0.5
 
@@ -145,7 +161,8 @@ def test_shards_read_like_one_array(sizes, data):
 
 
 @few
-@given(st.lists(st.lists(st.sampled_from(["red", "blue", "one"]), min_size=1, max_size=9), min_size=12, max_size=30), st.integers(1, 7))
+@given(st.lists(st.lists(st.sampled_from(["red", "blue", "one"]),
+       min_size=1, max_size=9), min_size=12, max_size=30), st.integers(1, 7))
 def test_shards_of_any_size_hold_the_same_sequences(documents, size):
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -180,7 +197,8 @@ BPE = bpe_tokenizer(["the cat sat on the mat", "naïve café, 猫 and 🙂"] * 3
 def test_any_text_comes_back_from_bytes(text):
     ids = BPE.encode(text)
     assert BPE.decode(ids) == text
-    assert not {BPE.pad_id, BPE.eos_id} & set(ids)                        # special strings inside a text are ordinary text
+    # special strings inside a text are ordinary text
+    assert not {BPE.pad_id, BPE.eos_id} & set(ids)
     assert all(0 <= i < BPE.vocab_size for i in ids)
 
 
@@ -200,7 +218,8 @@ def sees(row, column, n, s, packed):
     return past < block if other == "clean" else past == block
 
 
-sights = st.builds(lambda s, k, packed, noisy: Visibility(s * k, s, packed, packed and noisy), st.integers(1, 5), st.integers(1, 4), st.booleans(), st.booleans())
+sights = st.builds(lambda s, k, packed, noisy: Visibility(s * k, s, packed, packed and noisy),
+                   st.integers(1, 5), st.integers(1, 4), st.booleans(), st.booleans())
 
 
 @given(sights)
@@ -215,7 +234,8 @@ def test_masks_are_what_a_loop_says(sight):
 def inputs(sight, heads, groups, seed):
     make = torch.Generator().manual_seed(seed)
     rows, columns = sight.mask().shape
-    return [torch.randn(2, h, m, 4, generator=make).requires_grad_() for h, m in ((heads, rows), (groups, columns), (groups, columns))]
+    return [torch.randn(2, h, m, 4, generator=make).requires_grad_()
+                        for h, m in ((heads, rows), (groups, columns), (groups, columns))]
 
 
 @pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {"dense", "xformers", "flex"}))
@@ -250,12 +270,14 @@ def test_a_block_size_for_each_sample(sizes, backend):
 
 def small_dit(size, **changes):
     torch.manual_seed(size)
-    return DiT(DiTConfig(**dict(d_latent=4, width=16, heads=2, head_dim=8, layers=2, rope_dim=4, block_size=size, zero_init=False) | changes)).eval()
+    return DiT(DiTConfig(**dict(d_latent=4, width=16, heads=2, head_dim=8, layers=2,
+               rope_dim=4, block_size=size, zero_init=False) | changes)).eval()
 
 
 def small_vae(size, patch=1, **changes):
     torch.manual_seed(patch)
-    return TextVAE(VAEConfig(**dict(vocab_size=28, d_latent=4, width=16, heads=2, encoder_layers=1, decoder_layers=2, ffn_dim=32, init_std=0.3, patch_size=patch, block_size=size) | changes)).eval()
+    return TextVAE(VAEConfig(**dict(vocab_size=28, d_latent=4, width=16, heads=2, encoder_layers=1,
+                   decoder_layers=2, ffn_dim=32, init_std=0.3, patch_size=patch, block_size=size) | changes)).eval()
 
 
 @given(st.integers(1, 4), st.lists(st.integers(0, 3), min_size=1, max_size=3), st.floats(0.05, 1), st.integers(0, 9))
@@ -274,7 +296,8 @@ def test_cached_velocities_are_those_of_the_whole_sequence(size, pasts, t, seed)
             torch.testing.assert_close(found[row:row + 1], dit(whole, times)[:, past * size:], atol=2e-5, rtol=1e-4)
 
 
-@given(st.sampled_from([(1, [1, 2, 1]), (1, [3, 1]), (2, [2, 4]), (3, [3, 3]), (2, [2, 2, 2])]), st.integers(1, 2), st.integers(1, 3))
+@given(st.sampled_from([(1, [1, 2, 1]), (1, [3, 1]), (2, [2, 4]),
+       (3, [3, 3]), (2, [2, 2, 2])]), st.integers(1, 2), st.integers(1, 3))
 def test_cached_logits_are_those_of_the_whole_sequence(drawn, patch, batch):
     size, chunks = drawn
     vae, n = small_vae(size, patch, kv_heads=1), sum(chunks)
@@ -296,9 +319,15 @@ class Letters:
 
 
 prompts = st.lists(st.text("abcdef", max_size=7), min_size=2, max_size=4)
-ways = st.builds(dict, first_block=st.sampled_from(["clean", "repaint", "left_pad", "right_pad"]), solver=st.sampled_from(["euler", "heun"]),
-                 guidance_scale=st.sampled_from([0.0, 1.0, 3.0]), repaint_rounds=st.integers(1, 2), repaint_m=st.sampled_from([0.5, 1.0]),
-                 temperature=st.sampled_from([0.0, 1.0]), repetition_penalty=st.sampled_from([1.0, 1.3]))
+ways = st.builds(
+    dict,
+    first_block=st.sampled_from(["clean", "repaint", "left_pad", "right_pad"]),
+    solver=st.sampled_from(["euler", "heun"]),
+    guidance_scale=st.sampled_from([0.0, 1.0, 3.0]),
+    repaint_rounds=st.integers(1, 2),
+    repaint_m=st.sampled_from([0.5, 1.0]),
+    temperature=st.sampled_from([0.0, 1.0]),
+    repetition_penalty=st.sampled_from([1.0, 1.3]))
 
 
 @settings(max_examples=15)
@@ -344,17 +373,30 @@ def test_best_options_have_the_largest_similarity(choices, text):
     best = max(values.values())
     assert found == ({c for c in choices if values[c] == best} if best > 0 and normalise(text) else set())
     for number, choice in enumerate(choices):
-        forms = [choice, f"The answer is {choice}", f"({ascii_uppercase[number]})", f"Answer: {ascii_uppercase[number]}"]
+        forms = [
+    choice,
+    f"The answer is {choice}",
+    f"({ascii_uppercase[number]})",
+     f"Answer: {ascii_uppercase[number]}"]
         if not any(choice != other and (choice in other or other in choice) for other in choices):
-            assert [option_letter(form, choices, segment=True) for form in forms] == [ascii_uppercase[number]] * len(forms)
+            assert [option_letter(form, choices, segment=True)
+                                  for form in forms] == [ascii_uppercase[number]] * len(forms)
 
 
-@given(st.lists(st.tuples(st.sampled_from(["cat", "dog", "red fox"]), st.sampled_from(["cat", "Cat.", "dog\nmore", "red", "", "red  fox!"])), min_size=1, max_size=12), st.sampled_from(["lambada", "squad"]))
+answers = st.sampled_from(["cat", "dog", "red fox"])
+replies = st.sampled_from(["cat", "Cat.", "dog\nmore", "red", "", "red  fox!"])
+
+
+@given(st.lists(st.tuples(answers, replies), min_size=1, max_size=12), st.sampled_from(["lambada", "squad"]))
 def test_accuracy_is_the_share_of_right_answers(drawn, task):
     items = [Item(id=str(i), prompt="p", answer=answer, bayes=0.5) for i, (answer, _) in enumerate(drawn)]
     scored = score_pairs(zip(items, [text for _, text in drawn]), task)
     plain = lambda text: re.sub(r"[^\w\s]", "", text.split("\n")[0].lower()).split()
-    right = [plain(text) == plain(answer) if task == "squad" else plain(text)[:1] == plain(answer)[:1] for answer, text in drawn]
+    right = [
+    plain(text) == plain(answer) if task == "squad" else plain(text)[
+        :1] == plain(answer)[
+            :1] for answer,
+             text in drawn]
     assert [outcome.correct for outcome in scored.outcomes] == right
     assert scored.accuracy == pytest.approx(sum(right) / len(right)) and scored.n == len(right)
     assert (scored.low, scored.high) == (wilson(sum(right), len(right)).low, wilson(sum(right), len(right)).high)

@@ -3,6 +3,7 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")      # before PyTorch is loaded
@@ -33,7 +34,8 @@ def equivalents() -> set[tuple[str, str]]:
 
 def described(verdict: Verdict) -> dict:
     mutant = verdict.mutant
-    return {"module": mutant.module, "line": mutant.line, "kind": mutant.kind, "diff": mutant.diff.split("\n"), "seconds": round(verdict.seconds, 2)}
+    return {"module": mutant.module, "line": mutant.line, "kind": mutant.kind,
+        "diff": mutant.diff.split("\n"), "seconds": round(verdict.seconds, 2)}
 
 
 def summary(verdicts: list[Verdict]) -> dict:
@@ -41,13 +43,25 @@ def summary(verdicts: list[Verdict]) -> dict:
     same = equivalents()
     counted = [v for v in verdicts if (v.mutant.module, v.mutant.diff.strip()) not in same]
     killed = [v for v in counted if v.killed_by]
-    return {"mutants": len(counted), "equivalent": len(verdicts) - len(counted), "killed": len(killed), "rate": round(len(killed) / max(len(counted), 1), 4),
-            "seconds": round(sum(v.seconds for v in verdicts), 1), "survivors": [described(v) for v in counted if not v.killed_by]}
+    return {
+        "mutants": len(counted),
+        "equivalent": len(verdicts) - len(counted),
+        "killed": len(killed),
+        "rate": round(len(killed) / max(len(counted), 1), 4),
+        "seconds": round(sum(v.seconds for v in verdicts), 1),
+        "by": Counter(v.killed_by for v in killed),
+        "survivors": [described(v) for v in counted if not v.killed_by]}
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
-    made.add_argument("--modules", nargs="+", default=list(COVERED_BY), choices=list(COVERED_BY), metavar="MODULE", help=", ".join(COVERED_BY))
+    made.add_argument(
+    "--modules",
+    nargs="+",
+    default=list(COVERED_BY),
+    choices=list(COVERED_BY),
+    metavar="MODULE",
+     help=", ".join(COVERED_BY))
     made.add_argument("--sample", type=int, default=25, help="mutants of each module; 0: none")
     made.add_argument("--seed", type=int, default=0, help="of the sample")
     made.add_argument("--known", action="store_true", help="the mutants of known.yaml too")
@@ -69,7 +83,8 @@ def main() -> int:
                 verdicts.append(lab.judge(mutant))
                 bar.update()
             found[group] = summary(verdicts)
-            tqdm.write(f"{group}: {found[group]['killed']} of {found[group]['mutants']} killed, {found[group]['equivalent']} equivalent, {found[group]['seconds']} s")
+            tqdm.write(
+                "{}: {killed} of {mutants} killed, {equivalent} equivalent, {seconds} s".format(group, **found[group]))
             if out: out.write_text(json.dumps(found, indent=1) + "\n")
     if not out: print(json.dumps(found, indent=1))
     return 0

@@ -6,17 +6,62 @@ from collections.abc import Iterator
 from copy import deepcopy
 from typing import NamedTuple
 
-SWAPS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mod, ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult,
-         ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd}
-FLIPS = {ast.Lt: (ast.LtE, ast.Gt), ast.LtE: (ast.Lt, ast.GtE), ast.Gt: (ast.GtE, ast.Lt), ast.GtE: (ast.Gt, ast.LtE), ast.Eq: (ast.NotEq,),
-         ast.NotEq: (ast.Eq,), ast.Is: (ast.IsNot,), ast.IsNot: (ast.Is,), ast.In: (ast.NotIn,), ast.NotIn: (ast.In,)}
-RENAMED = {"min": "max", "max": "min", "sum": "mean", "mean": "sum", "ceil": "floor", "floor": "ceil", "square": "abs", "any": "all", "all": "any",
-           "argmax": "argmin", "cos": "sin", "sin": "cos", "zeros_like": "ones_like", "ones_like": "zeros_like", "new_zeros": "new_ones"}
-DROPPED = {"detach", "exp", "log", "sqrt", "clamp", "masked_fill", "round", "softmax", "log_softmax", "cumsum", "flip", "sort"}
+SWAPS = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mod,
+    ast.Mod: ast.FloorDiv,
+    ast.Pow: ast.Mult,
+    ast.BitAnd: ast.BitOr,
+     ast.BitOr: ast.BitAnd}
+FLIPS = {
+    ast.Lt: (
+        ast.LtE, ast.Gt), ast.LtE: (
+            ast.Lt, ast.GtE), ast.Gt: (
+                ast.GtE, ast.Lt), ast.GtE: (
+                    ast.Gt, ast.LtE), ast.Eq: (
+                        ast.NotEq,), ast.NotEq: (
+                            ast.Eq,), ast.Is: (
+                                ast.IsNot,), ast.IsNot: (
+                                    ast.Is,), ast.In: (
+                                        ast.NotIn,), ast.NotIn: (
+                                            ast.In,)}
+RENAMED = {
+    "min": "max",
+    "max": "min",
+    "sum": "mean",
+    "mean": "sum",
+    "ceil": "floor",
+    "floor": "ceil",
+    "square": "abs",
+    "any": "all",
+    "all": "any",
+    "argmax": "argmin",
+    "cos": "sin",
+    "sin": "cos",
+    "zeros_like": "ones_like",
+    "ones_like": "zeros_like",
+     "new_zeros": "new_ones"}
+DROPPED = {
+    "detach",
+    "exp",
+    "log",
+    "sqrt",
+    "clamp",
+    "masked_fill",
+    "round",
+    "softmax",
+    "log_softmax",
+    "cumsum",
+    "flip",
+     "sort"}
 SWAPPED = {"lerp": (0, 1), "where": (1, 2), "arange": (0, 1), "max": (0, 1), "min": (0, 1)}
 FIRST_TWO = 2                                  # other calls have their first two plain arguments swapped
 MASKS = ("valid", "mask", "hit", "count", "keep", "free", "own", "rows", "weight")
-SILENT = {"tqdm", "ValueError", "record", "print", "namedtuple", "TypeVar", "compile", "add_argument"}   # what they say is not behaviour
+SILENT = {"tqdm", "ValueError", "record", "print", "namedtuple", "TypeVar",
+    "compile", "add_argument"}   # what they say is not behaviour
 
 
 class Mutant(NamedTuple):
@@ -50,9 +95,12 @@ def calls(node: ast.Call) -> Iterator[tuple[str, ast.AST]]:
     method = isinstance(node.func, ast.Attribute)
     name = node.func.attr if method else getattr(node.func, "id", "")
     if name in RENAMED:
-        yield f"{name} -> {RENAMED[name]}", changed(node, func=changed(node.func, **{"attr" if method else "id": RENAMED[name]}))
-    if method and name in DROPPED and not isinstance(node.func.value, ast.Name): yield f"drop .{name}()", node.func.value
-    elif method and name in DROPPED and node.func.value.id not in ("math", "torch", "np", "F"): yield f"drop .{name}()", node.func.value
+        other = changed(node.func, **{"attr" if method else "id": RENAMED[name]})
+        yield f"{name} -> {RENAMED[name]}", changed(node, func=other)
+    if method and name in DROPPED:
+        receiver = node.func.value
+        library = isinstance(receiver, ast.Name) and receiver.id in ("math", "torch", "np", "F")
+        if not library: yield f"drop .{name}()", receiver
     first, second = SWAPPED.get(name, (0, 1))
     plain = [a for a in node.args if not isinstance(a, ast.Starred)]
     commutes = name in ("min", "max", "maximum", "isinstance", "len", "getattr")
@@ -69,10 +117,12 @@ def negative(node: ast.AST) -> bool:
 
 def expressions(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     "What can be put in the place of an expression."
-    if isinstance(node, ast.BinOp) and type(node.op) in SWAPS: yield "operator", changed(node, op=SWAPS[type(node.op)]())
+    if isinstance(node, ast.BinOp) and type(node.op) in SWAPS:
+        yield "operator", changed(node, op=SWAPS[type(node.op)]())
     if negative(node): yield "negative constant -> 0", ast.Constant(0)
     elif isinstance(node, ast.UnaryOp): yield f"drop {type(node.op).__name__}", node.operand
-    if isinstance(node, ast.BoolOp): yield "and / or", changed(node, op=ast.And() if isinstance(node.op, ast.Or) else ast.Or())
+    if isinstance(node, ast.BoolOp):
+        yield "and / or", changed(node, op=ast.And() if isinstance(node.op, ast.Or) else ast.Or())
     if isinstance(node, ast.Compare) and len(node.ops) == 1:
         for op in FLIPS[type(node.ops[0])]: yield "comparison", changed(node, ops=[op()])
     if isinstance(node, ast.IfExp):
@@ -80,7 +130,10 @@ def expressions(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
         yield "other branch", node.body
     if isinstance(node, ast.Constant): yield from constants(node)
     if isinstance(node, ast.Call): yield from calls(node)
-    if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load) and isinstance(node.slice, (ast.Name, ast.Subscript)):
+    if isinstance(
+    node, ast.Subscript) and isinstance(
+        node.ctx, ast.Load) and isinstance(
+            node.slice, (ast.Name, ast.Subscript)):
         if any(word in ast.unparse(node.slice) for word in MASKS): yield "drop mask", node.value
 
 
@@ -131,7 +184,8 @@ def mutants(module: str, source: str) -> list[Mutant]:
         if not hasattr(node, "lineno"): continue
         for kind, other in [*expressions(node), *statements(node)]:
             if refuses(node): continue
-            text = ast.unparse(other) if isinstance(other, (ast.Pass, ast.Constant, ast.Name)) else f"({ast.unparse(other)})"
+            text = ast.unparse(other) if isinstance(
+    other, (ast.Pass, ast.Constant, ast.Name)) else f"({ast.unparse(other)})"
             made = spliced(source, node, text)
             try: compile(made, module, "exec")
             except SyntaxError: continue

@@ -1,4 +1,4 @@
-"Run the checks of a module on a changed copy of the package: each mutant in a process of its own, the cheapest check first."
+"Run a module's checks on a changed copy of the package: a process for each mutant, the cheapest check first."
 import importlib
 import importlib.util
 import multiprocessing
@@ -21,10 +21,14 @@ from .mutator import Mutant
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = {path.stem.split("_", 1)[1]: path for path in (ROOT / "nbs").glob("[0-9]*.ipynb")}
 SKIPPED = re.compile(r"^#\|\s*(export|exporti|exports|default_exp|slow|gpu|eval: *false)", re.M)
-MISSED = re.compile(r"^\s*(assert|test_\w+\(|with )", re.M)    # a cell of a figure that has none of these checks nothing
+# a cell of a figure that has none of these checks nothing
+MISSED = re.compile(r"^\s*(assert|test_\w+\(|with )", re.M)
+HEAVY = ("torch", "pytest", "hypothesis", "pandas", "scipy.stats", "fastcore.test", "matplotlib.pyplot", "transformers")
 FORK = multiprocessing.get_context("fork")
 
-# files of tests/ that run a module's code in the test's own process, and which of their tests (pytest's -k); files that are not there are left out
+# files of tests/ that run a module's code in the test's own process, and
+# which of their tests (pytest's -k); files that are not there are left
+# out
 COVERED_BY = {
     "flow": {"test_kills.py": "flow", "test_objective.py": ""},
     "vae": {"test_kills.py": "vae", "test_objective.py": "", "test_properties.py": "logits"},
@@ -45,7 +49,8 @@ class Verdict(NamedTuple):
 
 def needed_by(module: str) -> set[str]:
     "The module and those that import it, directly or not."
-    uses = {path.stem: set(re.findall(r"^\s*from \.(\w+) import", path.read_text(), re.M)) for path in (ROOT / "colanb").glob("*.py")}
+    uses = {path.stem: set(re.findall(r"^\s*from \.(\w+) import", path.read_text(), re.M))
+                           for path in (ROOT / "colanb").glob("*.py")}
     found, size = {module}, 0
     while size < len(found):
         size = len(found)
@@ -56,13 +61,15 @@ def needed_by(module: str) -> set[str]:
 def run_pytest(path: Path, module: str) -> None:
     import pytest
     chosen = COVERED_BY[module][path.name]
-    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), str(path), *(["-k", chosen] if chosen else [])])
+    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--rootdir",
+                       str(ROOT), str(path), *(["-k", chosen] if chosen else [])])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED): raise AssertionError(path.name)
 
 
 def run_notebook(path: Path, module: str) -> None:
     "The cells that are not exported, as plain Python on the names of the changed module."
-    names = dict(vars(importlib.import_module(f"colanb.{module}"))) | {"__name__": "__notebook__", "display": lambda *shown, **more: None}
+    names = dict(vars(importlib.import_module(f"colanb.{module}"))) | {
+                 "__name__": "__notebook__", "display": lambda *shown, **more: None}
     for number, cell in enumerate(read_nb(path).cells):
         if cell.cell_type != "code" or SKIPPED.search(cell.source): continue
         if "plt." in cell.source and "import" not in cell.source and not MISSED.search(cell.source): continue
@@ -111,9 +118,9 @@ class Laboratory:
         "Import what every attempt needs, once."
         import matplotlib
         matplotlib.use("Agg")
-        for name in ("torch", "pytest", "hypothesis", "pandas", "scipy.stats", "fastcore.test", "matplotlib.pyplot", "transformers"): importlib.import_module(name)
+        for name in HEAVY: importlib.import_module(name)
         for path in sorted((self.folder / "colanb").glob("*.py")):
-            if path.stem in COVERED_BY or path.stem in ("tasks", "train", "plots"): importlib.import_module(f"colanb.{path.stem}")
+            if path.stem in {*COVERED_BY, "tasks", "train", "plots"}: importlib.import_module(f"colanb.{path.stem}")
         assert Path(sys.modules["colanb.flow"].__file__).is_relative_to(self.folder)
 
     def attempt(self, module: str, source: str, checks: list[Path], limit: float) -> tuple[str | None, list]:
@@ -121,7 +128,8 @@ class Laboratory:
         place = self.folder / "colanb" / f"{module}.py"
         original = (ROOT / "colanb" / f"{module}.py").read_text()
         place.write_text(source)
-        Path(importlib.util.cache_from_source(str(place))).unlink(missing_ok=True)   # it could have the same size and second
+        Path(importlib.util.cache_from_source(str(place))).unlink(
+            missing_ok=True)   # it could have the same size and second
         receiver, sender = FORK.Pipe(duplex=False)
         process = FORK.Process(target=attempt, args=(module, checks, sender))
         process.start()
