@@ -1087,6 +1087,8 @@ def test_likelihood_estimators():
     close(found.iwae, w.mean(1).log()), close(found.ess, w.sum(1) ** 2 / w.square().sum(1))
     close(found.iwae_se, w.std(1, unbiased=False) / w.mean(1) / 8 ** 0.5)       # delta method
     assert found.samples == 8
+    pair = likelihood(log_w[:, :2])
+    close(pair.iwae_se, w[:, :2].std(1, unbiased=False) / w[:, :2].mean(1) / 2 ** 0.5)
     single = likelihood(log_w[:, :1])
     assert single.elbo_se.isnan().all() and single.iwae_se.isnan().all()
     close(single.iwae, log_w[:, 0]), close(single.ess, torch.ones(3).double())

@@ -183,7 +183,7 @@ def mutants(module: str, source: str) -> list[Mutant]:
     for node in behaviour(ast.parse(source)):
         if not hasattr(node, "lineno"): continue
         for kind, other in [*expressions(node), *statements(node)]:
-            if refuses(node): continue
+            if refuses(node) or ast.dump(other) == ast.dump(node): continue
             text = ast.unparse(other) if isinstance(
     other, (ast.Pass, ast.Constant, ast.Name)) else f"({ast.unparse(other)})"
             made = spliced(source, node, text)
