@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := . .venv/bin/activate &&
 
-.PHONY: help .venv repro figures test drift smoke bench export executed gpu-pack gpu-merge
+.PHONY: help .venv repro figures test drift smoke bench mutants export executed gpu-pack gpu-merge
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[.a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ smoke: .venv  ## the pipeline in its micro profile, in a temporary copy (SMOKE=-
 
 bench: .venv  ## measure the speed into data/results/speed, 10 to 15 minutes on two idle cores
 	$(VENV) python -m colanb.bench
+
+mutants: .venv  ## change the source in 25 places a module and see what the checks notice (MUTANTS="--modules flow --seed 1")
+	$(VENV) python -m tests.mutation --known $(MUTANTS)
 
 export: .venv  ## write colanb/ and README.md from the notebooks
 	$(VENV) nbdev_export && python .ci/readme > README.md
