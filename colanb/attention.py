@@ -76,7 +76,7 @@ def dense_attention(
     q: Float[Tensor, "b h n e"],
     k: Float[Tensor, "b g m e"],  # g divides h
     v: Float[Tensor, "b g m e"],
-    mask: Bool[Tensor, "*b n m"] | None = None,  # True where visible; None: everything
+    mask: Bool[Tensor, "n m"] | Bool[Tensor, "b #n m"] | None = None,  # True where visible; None: everything
 ) -> Float[Tensor, "b h n e"]:
     "Plain softmax attention; the reference."
     k, v = (share_heads(x, q.shape[1]) for x in (k, v))
@@ -89,7 +89,7 @@ def sdpa_attention(
     q: Float[Tensor, "b h n e"],
     k: Float[Tensor, "b g m e"],
     v: Float[Tensor, "b g m e"],
-    mask: Bool[Tensor, "*b n m"] | None = None,
+    mask: Bool[Tensor, "n m"] | Bool[Tensor, "b #n m"] | None = None,
 ) -> Float[Tensor, "b h n e"]:
     "The same through PyTorch's fused kernel."
     if mask is not None and mask.ndim == 3: mask = mask[:, None]
@@ -284,7 +284,7 @@ def attend(
     q: Float[Tensor, "b h n e"],
     k: Float[Tensor, "b g m e"],
     v: Float[Tensor, "b g m e"],
-    sight: Visibility | Bool[Tensor, "*b n m"] | None = None,  # a whole pass, a mask (cached passes), or everything
+    sight: Visibility | Bool[Tensor, "n m"] | Bool[Tensor, "b #n m"] | None = None,  # a whole pass, a mask (cached passes), or everything
     backend: str = "sdpa",                                     # a key of `BACKENDS`
 ) -> Float[Tensor, "b h n e"]:
     "Attention under a visibility; unknown backends raise `ValueError`."

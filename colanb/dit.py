@@ -37,7 +37,7 @@ class DiT(nn.Module):
         z: Float[Tensor, "b n d"],
         time: Times,
         positions: Int[Tensor, "*b n"],
-        sight: Visibility | Tensor | None,
+        sight: Visibility | Bool[Tensor, "*r #n m"] | None,
         cache: KVCache | None = None,
     ) -> Float[Tensor, "b q d"]:
         "The network's output before it is read as a velocity; of the noisy latents alone in a packed pass."

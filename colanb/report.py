@@ -174,7 +174,7 @@ def judge(
     return {"verdict": "NT" if untested else "R" if ok else "NR", "note": untested or note}
 
 # %% ../nbs/52_report.ipynb #fccb4b7f
-def write_verdicts(path: Path, verdicts: list[Verdict], **about: Any) -> pd.DataFrame:  # about: profile, run, seeds, ...
+def write_verdicts(path: Path | str, verdicts: list[Verdict], **about: Any) -> pd.DataFrame:  # about: profile, run, seeds, ...
     "Write verdicts as JSON and return them as a table."
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([{**v.model_dump(), **about} for v in verdicts], indent=1) + "\n")

@@ -223,7 +223,7 @@ def run_sweep(
     return pd.DataFrame(rows)
 
 # %% ../nbs/43_sweep.ipynb #b50a575b
-def publish_logs(run: str, vae: str, out: Path) -> pd.DataFrame:  # run, the run whose VAE it used, data/results/train/<run>
+def publish_logs(run: str, vae: str, out: Path | str) -> pd.DataFrame:  # run, the run whose VAE it used, data/results/train/<run>
     "Copy each seed's executed notebooks and write one table of the stages' logs, with columns stage and seed."
     out, logs = Path(out), []
     out.mkdir(parents=True, exist_ok=True)
