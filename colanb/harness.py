@@ -8,7 +8,7 @@ __all__ = ['Opened', 'Request', 'split_pair', 'opened', 'HarnessScorer', 'harnes
 # %% ../nbs/47_harness.ipynb #eaae6b92
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from .baselines import Baseline, make_sampler, open_model, text_likelihood
 from .config import RunConfig, stream
@@ -18,6 +18,7 @@ from .hub import ColaModel, load
 from .likelihood import ODEConfig, TextScorer, likelihood, log_weights
 
 # %% ../nbs/47_harness.ipynb #47a2f5c5
+@runtime_checkable
 class Request(Protocol):
     "What the harness asks: (context, continuation), (text,) or (context, settings)."
     args: tuple

@@ -6,7 +6,6 @@
 __all__ = ['rules', 'checked', 'skip_compiled', 'install']
 
 # %% ../nbs/02_typecheck.ipynb #8c17a9b8
-import sys
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Self
@@ -36,11 +35,7 @@ def skip_compiled() -> None:
 
 # %% ../nbs/02_typecheck.ipynb #3fc12385
 def install() -> None:
-    "Check all that is imported from the library from now on and, in a notebook, defined."
+    "Check all that is imported from the library from now on."
     from jaxtyping import install_import_hook
     skip_compiled()
     install_import_hook("colanb", "colanb.typecheck.checked")
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if shell is None: return
-    shell.run_line_magic("load_ext", "jaxtyping")
-    shell.run_line_magic("jaxtyping.typechecker", "colanb.typecheck.checked")
