@@ -71,7 +71,7 @@ class HarnessScorer:
         self.max_length, self.batch_size = max_length or self.run.data.seq_len, batch_size
         self.greedy, self.seed, self.progress = greedy, seed, progress
 
-    def score(self, tokens: list[list[int]], known: list[int]) -> list[float]:
+    def score(self, tokens: Sequence[list[int]], known: Sequence[int]) -> list[float]:
         "The estimate for each text, in nats."
         if isinstance(self.model, Baseline):
             return [t.value for t in text_likelihood(self.model, [ids[:k] for ids, k in zip(tokens, known)], [ids[k:] for ids, k in zip(tokens, known)], max(self.samples, 2), self.seed)]
