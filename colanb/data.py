@@ -364,7 +364,7 @@ def read_sequences(path: Path) -> Int[np.ndarray, "n l"]:  # a read-only view of
 # %% ../nbs/10_data.ipynb #751099b5
 class Shards:
     "Sequences in several memory-mapped files as one array: rows are read when they are asked for."
-    def __init__(self, parts: list[Int[np.ndarray, "n l"]], length: int):   # tokens per sequence
+    def __init__(self, parts: list[Int[np.ndarray, "_ l"]], length: int):   # tokens per sequence
         self.parts, self.starts = parts, np.cumsum([0, *map(len, parts)])
         self.shape = (int(self.starts[-1]), length)
 
@@ -385,7 +385,7 @@ class Batches:
 
     def __init__(
         self,
-        sequences: Int[np.ndarray, "n l"],
+        sequences: Int[np.ndarray, "n l"] | Shards,
         batch_size: int,  # sequences per batch
         seed: int,
     ):

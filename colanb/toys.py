@@ -342,7 +342,7 @@ def factor_code(source: Source, sd: float, positions: tuple[int, ...] = (0, 1)) 
     return MixturePath(torch.tensor(source.p), grid - grid.mean(0), sd)
 
 # %% ../nbs/48_toys.ipynb #abda9f44
-def nearest_words(z: Float[Tensor, "b m"], table: Float[Tensor, "v d"], allowed: list[Int[np.ndarray, "k"]]) -> Int[np.ndarray, "b l"]:
+def nearest_words(z: Float[Tensor, "b m"], table: Float[Tensor, "v d"], allowed: list[Int[np.ndarray, "_"]]) -> Int[np.ndarray, "b l"]:
     "Round each token's embedding to the nearest word of its position."
     columns = [ids[torch.cdist(part, table[torch.tensor(ids)]).argmin(-1).numpy()] for part, ids in zip(z.split(table.shape[1], dim=-1), allowed)]
     return np.stack(columns, 1)
