@@ -58,7 +58,7 @@ def wilson(
 
 # %% ../nbs/40_estimators.ipynb #7acb20e1
 def mean_interval(
-    values: Sequence[float], # one number per seed (or per pair)
+    values: Sequence[float] | Float[np.ndarray, "n"], # one number per seed (or per pair)
     level: float = 0.95,     # confidence, in (0, 1)
     unit: str = "",          # unit of the values
 ) -> Estimate:               # interval NaN for a single value

@@ -28,11 +28,11 @@ from .vae import TextVAE
 # %% ../nbs/32_sample.ipynb #a0e803c7
 def solver_step(
     velocity: Callable[[Tensor, float], Tensor],  # (z, t) -> dz/dt
-    z: Float[Tensor, "b s d"],
-    t: float,
-    t_next: float,             # below t
+    z: Float[Tensor, "*b"],
+    t: float | Float[Tensor, ""],
+    t_next: float | Float[Tensor, ""],  # below t
     solver: str = "euler",     # 'euler' or 'heun'
-) -> Float[Tensor, "b s d"]:
+) -> Float[Tensor, "*b"]:
     "Integrate the velocity over one interval."
     first = velocity(z, t)
     euler = z + (t_next - t) * first
