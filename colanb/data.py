@@ -82,7 +82,7 @@ def read_txt(path: Path, where: str) -> Iterator[Document | Defect]:  # file, an
     else: yield Document(path.stem, text)
 
 # %% ../nbs/10_data.ipynb #1730ac8f
-def json_text(line: bytes, field: str) -> tuple[str | None, str]:  # one line -> (rule it breaks or None, text)
+def json_text(line: bytes, field: str) -> tuple[str | None, Any]:  # one line -> (rule it breaks or None, the field: a text if it breaks none)
     "Text of one JSON line, or the rule it breaks."
     try: record = json.loads(line.decode())
     except UnicodeDecodeError: return "invalid UTF-8", ""

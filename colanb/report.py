@@ -181,7 +181,7 @@ def write_verdicts(path: Path | str, verdicts: list[Verdict], **about: Any) -> p
     return pd.DataFrame([v.model_dump() for v in verdicts])
 
 # %% ../nbs/52_report.ipynb #5b0c6e1d
-def read_verdicts(folder: Path) -> pd.DataFrame:  # a folder of figures -> a verdict per row, in the order of their ids
+def read_verdicts(folder: Path | str) -> pd.DataFrame:  # a folder of figures -> a verdict per row, in the order of their ids
     "All verdicts that figures left in `folder`, with the figure's slug; other JSON files are passed over."
     found = [(path.stem, json.loads(path.read_text())) for path in sorted(Path(folder).glob("*.json"))]
     rows = [{"slug": slug, **v} for slug, content in found if isinstance(content, list) for v in content if "verdict" in v]

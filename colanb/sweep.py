@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Real
 import torch
 from tqdm import tqdm
 
@@ -50,7 +51,7 @@ def items_of(
     return {name: [Item.model_validate(item) for item in testbed.items(name, count, tasks.seed, split)] for name in names}
 
 # %% ../nbs/43_sweep.ipynb #156e5fb6
-def row(seed: int, setting: dict, metric: str, outcomes: list[float], **more: Any) -> dict:
+def row(seed: int, setting: dict, metric: str, outcomes: list[float] | Real[np.ndarray, "n"] | Bool[np.ndarray, "n"], **more: Any) -> dict:
     "A result row: mean, n and, for 0/1 outcomes, the outcomes themselves."
     values = [float(x) for x in outcomes]
     binary = set(values) <= {0.0, 1.0}

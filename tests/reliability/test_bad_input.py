@@ -184,7 +184,7 @@ def trained(tmp_path_factory):
 PICKLES = [("model", name, load_model) for name in ("vae.safetensors", "dit.safetensors", "run.json", "tokenizer.json")] + [("model", "baseline.safetensors", load_baseline)] + [
     ("tokens", name, lambda place: Corpus.load(place).split("train")) for name in ("train.arrow", "manifest.json", "tokenizer.json")] + [
     ("model", "vae.safetensors", lambda place: load(str(place))), ("model", "pytorch_model.bin", lambda place: load(str(place))), ("tokens", "tokenizer.json", lambda place: Tokenizer.load(place / "tokenizer.json")),
-    ("tokens", "items.jsonl", lambda place: load_items(place / "items.jsonl", "lambada"))]
+    ("tokens", "items.jsonl", lambda place: load_items(place / "items.jsonl"))]
 
 
 @pytest.mark.parametrize("folder,name,opened", PICKLES, ids=[f"{f}/{n}-{i}" for i, (f, n, _) in enumerate(PICKLES)])
