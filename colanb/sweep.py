@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Real
 import torch
+from jaxtyping import Bool, Real
 from tqdm import tqdm
 
 from .baselines import Baseline, make_sampler, text_likelihood
