@@ -95,7 +95,7 @@ class AR(Baseline):
         else: positions, sight = cache.positions(n), cache.mask(n, 1)
         return self.logits(self.trunk(self.embedding(ids), positions, sight, cache=cache))
 
-    def nats(self, ids: Int[Tensor, "b l"], valid: Bool[Tensor, "b l"], target: Bool[Tensor, "b l"], generator: torch.Generator, rows: slice = EVERY) -> Float[Tensor, "r l"]:
+    def nats(self, ids: Int[Tensor, "b l"], valid: Bool[Tensor, "b l"], target: Bool[Tensor, "b l"], generator: torch.Generator | None, rows: slice = EVERY) -> Float[Tensor, "r l"]:
         "-log p(x_i | x_<i) at the target tokens; nothing is drawn."
         ids = ids[rows]
         before = F.pad(ids[:, :-1], (1, 0), value=self.config.vocab_size)

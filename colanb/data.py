@@ -305,7 +305,7 @@ def assign_splits(names: list[str], digests: list[str], config: DataConfig) -> l
     return list(splits)
 
 # %% ../nbs/10_data.ipynb #c467496a
-def first_fit(lengths: Sequence[int], size: int) -> np.ndarray:  # piece lengths in 1..size -> bin of each piece
+def first_fit(lengths: Sequence[int] | Int[np.ndarray, "n"], size: int) -> np.ndarray:  # piece lengths in 1..size -> bin of each piece
     "Put each piece into the first bin of `size` with room for it."
     bins, opened = np.empty(len(lengths), np.int64), 0
     queues, first = [[] for _ in range(size + 1)], np.full(size + 1, np.iinfo(np.int64).max)  # bins by free room; lowest of each
@@ -372,7 +372,7 @@ class Shards:
 
     def __iter__(self) -> Iterator[Int[np.ndarray, "l"]]: return (row for part in self.parts for row in part)
 
-    def __getitem__(self, rows: int | slice | Int[np.ndarray, "r"]) -> Int[np.ndarray, "r l"]:
+    def __getitem__(self, rows: int | slice | Int[np.ndarray, "r"]) -> Int[np.ndarray, "r l"] | Int[np.ndarray, "l"]:
         wanted = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.atleast_1d(rows)
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(self): raise IndexError(f"rows {wanted.min()} to {wanted.max()} of {len(self)}")
         found, shard = np.empty((len(wanted), self.shape[1]), np.int32), np.searchsorted(self.starts, wanted, "right") - 1

@@ -59,7 +59,7 @@ def filter_logits(
     return logits
 
 # %% ../nbs/32_sample.ipynb #26d1ab31
-def choose_tokens(logits: Float[Tensor, "l v"], history: Int[Tensor, "m"], config: SampleConfig, generator: torch.Generator) -> Int[Tensor, "l"]:
+def choose_tokens(logits: Float[Tensor, "l v"], history: Int[Tensor, "m"], config: SampleConfig, generator: torch.Generator | None) -> Int[Tensor, "l"]:
     "Greedy or drawn ids for each position."
     logits = filter_logits(logits.float(), history, config)
     if config.temperature == 0: return logits.argmax(-1)
