@@ -22,8 +22,8 @@ repro: .venv  ## run the pipeline of the active profile: data, training, scores,
 figures: .venv  ## rebuild the figures from committed results, without training
 	$(VENV) dvc repro --allow-missing
 
-test: .venv drift  ## export drift, notebook tests, tests/
-	$(VENV) OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
+test: .venv drift  ## export drift, notebook tests, tests/; annotations are checked
+	$(VENV) COLANB_TYPECHECK=1 OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
 	$(VENV) OMP_NUM_THREADS=1 python -m pytest -q tests
 
 drift: .venv  ## check that colanb/ and README.md are what the notebooks give

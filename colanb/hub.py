@@ -163,7 +163,7 @@ def to_release(tensors: Mapping[str, Tensor], names: Mapping) -> dict[str, Tenso
 # %% ../nbs/34_hub.ipynb #bae664e6
 class StoredTensors(Mapping):
     "The tensors of a folder's safetensors files, each read when asked for; `ValueError` where they cannot be."
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path | str):
         self.folder, self.files = Path(folder), {}
         paths = sorted(self.folder.glob("*.safetensors"))
         if not paths:

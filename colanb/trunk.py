@@ -72,7 +72,7 @@ class SelfAttention(nn.Module):
         x: Float[Tensor, "b n c"],
         rotary: Rotary,
         table: tuple[Tensor, Tensor],                # angles of the positions of x
-        sight: Visibility | Bool[Tensor, "*b q n"] | None = None,
+        sight: Visibility | Bool[Tensor, "*r #q m"] | None = None,
         cache: KVCache | None = None,
         layer: int = 0,                              # layer of the cache
         keep: int | None = None,                     # queries of the last `keep` latents only
@@ -167,7 +167,7 @@ class Trunk(nn.Module):
     def forward(self,
         x: Float[Tensor, "b n c"],
         positions: Int[Tensor, "*b n"],
-        sight: Visibility | Bool[Tensor, "*b n m"] | None = None,
+        sight: Visibility | Bool[Tensor, "*r #n m"] | None = None,
         time: Times | None = None,
         cache: KVCache | None = None,
         whole: bool = False,                        # packed: the clean copy too

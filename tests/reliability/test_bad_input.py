@@ -102,8 +102,8 @@ def test_an_unknown_profile(): refused("load_profile(name='huge')", lambda: load
 
 def test_wrong_arguments(capsys):
     vae = load_profile().run("tiny").vae.replace(vocab_size=20)
-    refused("K=0", lambda: each_draw(None, range(2), 0, 5, False, ""), ("samples=0", ">= 1"))
-    refused("chunk=0", lambda: each_draw(None, range(2), 5, 0, False, ""), ("chunk=0", ">= 1"))
+    refused("K=0", lambda: each_draw(lambda rows: (rows,), range(2), 0, 5, False, ""), ("samples=0", ">= 1"))
+    refused("chunk=0", lambda: each_draw(lambda rows: (rows,), range(2), 5, 0, False, ""), ("chunk=0", ">= 1"))
     refused("iwae_at(size=0)", lambda: iwae_at(torch.zeros(2, 4), 0), ("size=0", "1..4"))
     refused("patch_size=2, 5 tokens", lambda: TextVAE(vae.replace(patch_size=2)).encode(torch.zeros(1, 5, dtype=torch.long)), ("5 tokens", "patch_size=2"))
     refused("steps=0", lambda: SampleConfig().replace(steps=0), ("steps=0", ">= 1"))
@@ -191,7 +191,7 @@ def trained(tmp_path_factory):
 PICKLES = [("model", name, load_model) for name in ("vae.safetensors", "dit.safetensors", "run.json", "tokenizer.json")] + [("model", "baseline.safetensors", load_baseline)] + [
     ("tokens", name, lambda place: Corpus.load(place).split("train")) for name in ("train.arrow", "manifest.json", "tokenizer.json")] + [
     ("model", "vae.safetensors", lambda place: load(str(place))), ("model", "pytorch_model.bin", lambda place: load(str(place))), ("tokens", "tokenizer.json", lambda place: Tokenizer.load(place / "tokenizer.json")),
-    ("tokens", "items.jsonl", lambda place: load_items(place / "items.jsonl", "lambada"))]
+    ("tokens", "items.jsonl", lambda place: load_items(place / "items.jsonl"))]
 
 
 @pytest.mark.parametrize("folder,name,opened", PICKLES, ids=[f"{f}/{n}-{i}" for i, (f, n, _) in enumerate(PICKLES)])
