@@ -30,7 +30,7 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from scipy.stats import theilslopes
-from torch import Tensor, nn
+from torch import Tensor
 from torch._inductor.utils import fresh_cache
 from torch.nn import functional as F
 
