@@ -6,7 +6,7 @@
 __all__ = ['SHAPES', 'KERNELS', 'SHARES', 'PARTS', 'Setup', 'attempt', 'reasons', 'described', 'write_record', 'backend_error',
            'shape_errors', 'side_by_side', 'worst_case', 'backends', 'conformance', 'small_model', 'step_gradients',
            'compiled_error', 'precision_gap', 'steps', 'sized_run', 'training_speed', 'time_by_kind', 'kernel_shares',
-           'generation_speed', 'speed', 'generation', 'packed_run', 'train_run', 'half', 'pack_model', 'training',
+           'generation_speed', 'speed', 'generation', 'packed_run', 'train_packed', 'half', 'pack_model', 'training',
            'opening', 'rung', 'ladder', 'measure_of', 'run_one', 'start_part', 'run_parts', 'gather', 'gpu_parser',
            'main']
 
@@ -318,7 +318,7 @@ def packed_run(name: str, setup: Setup) -> tuple[RunConfig, Corpus]:
     return (run.replace(stage2=run.stage2.replace(**small)) if setup.tiny else run), corpus
 
 # %% ../nbs/54_gpu.ipynb #58704c97
-def train_run(run: RunConfig, corpus: Corpus, setup: Setup, folder: Path) -> pd.DataFrame:   # model folder -> the log
+def train_packed(run: RunConfig, corpus: Corpus, setup: Setup, folder: Path) -> pd.DataFrame:   # model folder -> the log
     "Stage 2 of a run, or a baseline."
     if run.baseline: return train_baseline(run, corpus, folder, seed=0, device=setup.device, scratch=folder / "scratch")
     return train_prior(run, corpus, setup.pack / "vaes/english/0", folder, seed=0, device=setup.device, scratch=folder / "scratch")
@@ -345,7 +345,7 @@ def training(name: str, setup: Setup) -> dict[str, Any]:   # a run of the profil
     left = setup.seconds - (time.time() - psutil.Process().create_time()) - 30   # the rest is for the last evaluation and for packing
     if not run.baseline and not setup.tiny: run = run.replace(stage2=run.stage2.replace(seconds=max(left, 10.0)))
     with tempfile.TemporaryDirectory() as place:
-        log = train_run(run, corpus, setup, Path(place) / "model")
+        log = train_packed(run, corpus, setup, Path(place) / "model")
         pack_model(Path(place) / "model", setup.out / f"{name}.zip")
     return {"run": name, "steps": int(log.step.max()), "batch_size": run.stage2.batch_size, "seq_len": run.data.seq_len,
             "log": json.loads(log.iloc[:: max(1, len(log) // 100)].to_json(orient="records"))}
@@ -366,7 +366,7 @@ def rung(share: float, run: RunConfig, corpus: Corpus, prompts: list[str], setup
     steps = max(2, round(share * run.stage2.steps))
     own = run.replace(stage2=run.stage2.replace(steps=steps, warmup=min(50, steps // 5)))
     with tempfile.TemporaryDirectory() as place:
-        log = train_run(own, corpus, setup, Path(place) / "model")
+        log = train_packed(own, corpus, setup, Path(place) / "model")
         _, sampler = load_sampler(Path(place) / "model", setup.device, temperature=1.0)
         made = sampler.generate(prompts)
     return {"share": share, "steps": steps, "val_nats": float(log.val_nats.dropna().iloc[-1]), "tokens": [g.tokens for g in made]}

@@ -89,7 +89,7 @@ def test_unknown_parts_are_refused_before_anything_runs(tmp_path):
 
 def test_ladder_keeps_what_it_has_when_it_is_ended(pack, tmp_path, monkeypatch):
     for path in (pack / "tokens/english").glob("*.gz"): path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
-    whole, trained = gpu.train_run, []
+    whole, trained = gpu.train_packed, []
 
     def ended(run, *given):
         "The second training is ended from outside."
@@ -97,7 +97,7 @@ def test_ladder_keeps_what_it_has_when_it_is_ended(pack, tmp_path, monkeypatch):
         if len(trained) == 2: raise KeyboardInterrupt
         return whole(run, *given)
 
-    monkeypatch.setattr(gpu, "train_run", ended)
+    monkeypatch.setattr(gpu, "train_packed", ended)
     with pytest.raises(KeyboardInterrupt): gpu.run_one("ladder", gpu.Setup("cpu", True, pack, tmp_path, 100.0))
     record = json.loads((tmp_path / "ladder.json").read_text())
     assert [row["steps"] for row in record["rows"]] == trained[:1] and len(record["shares"]) == 2
