@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['QUICK', 'Spread', 'matmul_rate', 'wait', 'fast_bf16', 'Race', 'race', 'plain_mask', 'plain_pass', 'plain_packed',
-           'PlainDiT', 'plain_copy', 'NumberTokenizer', 'Seeded', 'plain_generate', 'plain_block', 'Work', 'dit_work',
-           'vae_work', 'encoder_work', 'decoder_work', 'Plan', 'make_model', 'step_of', 'ways', 'training_rows',
-           'attention_rows', 'bf16_curve', 'prompts_of', 'generation_rows', 'block_seconds', 'kind_of', 'time_by_part',
-           'history_growth', 'history_cost', 'time_shares', 'best_row', 'targets', 'span', 'speed_tables', 'calm',
-           'speed_report', 'machine', 'measure', 'bench_parser', 'main']
+           'PlainDiT', 'plain_copy', 'NumberTokenizer', 'plain_generate', 'plain_block', 'Work', 'dit_work', 'vae_work',
+           'encoder_work', 'decoder_work', 'Plan', 'make_model', 'step_of', 'ways', 'training_rows', 'attention_rows',
+           'bf16_curve', 'prompts_of', 'generation_rows', 'block_seconds', 'kind_of', 'time_by_part', 'history_growth',
+           'history_cost', 'time_shares', 'best_row', 'targets', 'span', 'speed_tables', 'calm', 'speed_report',
+           'machine', 'measure', 'bench_parser', 'main']
 
 # %% ../nbs/46_bench.ipynb #355df7ed
 import argparse
@@ -36,10 +36,11 @@ from torch.nn import functional as F
 
 from .attention import Visibility, attend
 from .config import ROOT, DiTConfig, FlowConfig, SampleConfig, TrainConfig, VAEConfig, stream
+from .data import Tokenizer
 from .dit import DiT
 from .flow import ColaDLM, stage2_loss
 from .layers import Times, linear, prefers_onednn
-from .sample import Sampler, encode_prompts, hold_prefix
+from .sample import BlockState, Sampler, encode_prompts, hold_prefix
 from .plots import markdown_table
 from .train import keep_memory, make_optimizers
 from .trunk import has_compiler, use
@@ -162,20 +163,15 @@ def plain_copy(model: ColaDLM) -> ColaDLM:
     return use(ColaDLM(copy.deepcopy(model.vae), dit), backend="dense", onednn=False)
 
 # %% ../nbs/46_bench.ipynb #1fd9df7f
-class NumberTokenizer:
+class NumberTokenizer(Tokenizer):
     "Ids written as numbers. No end of text ever appears, so lengths are known."
-    pad_id, eos_id = 0, -1
+    def __init__(self): self.pad_id, self.eos_id = 0, -1
 
     def encode(self, text: str) -> list[int]:
         return [int(word) for word in text.split()]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         return " ".join(map(str, ids))
-
-# %% ../nbs/46_bench.ipynb #6ac75630
-class Seeded(NamedTuple):
-    "What the sampler's noise needs to know of a prompt."
-    seed: int
 
 # %% ../nbs/46_bench.ipynb #35bdd245
 @torch.no_grad()
@@ -190,8 +186,9 @@ def plain_generate(
     prefix = encode_prompts(vae, prompts, s, sampler.tokenizer.pad_id, config.first_block)
     past = prefix.latents[:, :int(prefix.blocks[0]) * s]
     known, pinned, offset, made = prefix.known, prefix.pinned, int(prefix.offset[0]), []
+    states = [BlockState(i, seed, 0) for i, seed in enumerate(seeds)]   # the noise asks for their seeds
     for k in range(-(-(config.max_new_tokens + offset) // (s * vae.config.patch_size))):
-        z = plain_block(dit, past, sampler.noise([Seeded(seed) for seed in seeds], k), known, pinned, config)
+        z = plain_block(dit, past, sampler.noise(states, k), known, pinned, config)
         past, pinned = torch.cat([past, z], 1), torch.zeros_like(pinned)
         made.append(vae.decode(past)[:, -s * vae.config.patch_size:].argmax(-1))
     return torch.cat(made, 1)[:, offset:][:, :config.max_new_tokens].tolist()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['lr_factor', 'vae_rate', 'block_size_at', 'is_matrix', 'Average', 'make_optimizers', 'set_rates', 'keep_memory',
-           'termination', 'TrainingLog', 'Clock', 'Pace', 'Objective', 'train_step', 'recorded', 'resumed', 'fit',
-           'write_weights', 'write_folder', 'save_model', 'load_model', 'validation', 'scratch_folder', 'alone',
+           'termination', 'TrainingLog', 'Clock', 'Pace', 'Objective', 'train_step', 'recorded', 'resumed', 'kept_in',
+           'fit', 'write_weights', 'write_folder', 'save_model', 'load_model', 'validation', 'scratch_folder', 'alone',
            'train_stage', 'train_vae', 'train_prior', 'run_stages', 'main']
 
 # %% ../nbs/31_train.ipynb #7e66c7ca
@@ -148,7 +148,7 @@ def termination() -> Iterator[Callable[[], bool]]:
 # %% ../nbs/31_train.ipynb #fc503915
 class TrainingLog:
     "Rows of means over `log_every` steps, kept in a CSV that survives a crash."
-    def __init__(self, path: Path, rows: list[dict] | None = None):
+    def __init__(self, path: Path | str, rows: list[dict] | None = None):
         self.path, self.rows, self.window = Path(path), rows or [], []
 
     def write(self, **row) -> None:
@@ -189,11 +189,16 @@ class Clock:
 # %% ../nbs/31_train.ipynb #0102e972
 class Pace:
     "Where a step stands in the schedules, and when the training is over."
-    def __init__(self, config: TrainConfig, clock: Clock):
+    def __init__(self,
+        config: TrainConfig,
+        clock: Clock,
+        until: int | None = None,   # step after which the run stops, to be resumed
+    ):
         if config.seconds is not None and current_group().world > 1:
             raise ValueError(f"seconds={config.seconds}: clocks of several processes differ, so a training by time takes one process")
         self.config, self.clock = config, clock
-        self.last = config.steps if config.seconds is None else 10**9   # most steps
+        self.total = config.steps if config.seconds is None else None   # steps of the whole training, if that is known
+        self.last = until or self.total or 10**9
 
     def place(self, step: int) -> int:   # 0 .. steps-1
         "The step itself or, in a training by time, the step of the schedules that its time stands for."
@@ -202,7 +207,9 @@ class Pace:
         passed = int(self.clock.seconds / config.seconds * config.steps)
         return min(max(passed, config.warmup), config.steps - 1)
 
-    def over(self) -> bool: return self.config.seconds is not None and self.clock.seconds >= self.config.seconds
+    def over(self, done: int) -> bool:   # steps so far
+        "Whether the whole training is done."
+        return done == self.total if self.total else self.clock.seconds >= self.config.seconds
 
 # %% ../nbs/31_train.ipynb #e950b197
 class Objective(nn.Module):
@@ -252,6 +259,15 @@ def resumed(scratch: Path, model: nn.Module, optimizers: list) -> tuple[dict, Tr
     log.window = state["window"]
     return state, log
 
+# %% ../nbs/31_train.ipynb #7a6fcad9
+@contextmanager
+def kept_in(folder: Path | None) -> Iterator[Path]:
+    "The folder itself, or one that is dropped afterwards."
+    if folder is not None:
+        yield Path(folder)
+        return
+    with tempfile.TemporaryDirectory() as dropped: yield Path(dropped)
+
 # %% ../nbs/31_train.ipynb #182ababf
 def fit(
     model: nn.Module,
@@ -267,35 +283,32 @@ def fit(
     at_step: Callable[[int], None] = lambda step: None,         # called before each step, for what else depends on it
 ) -> pd.DataFrame:                            # the log
     "Train, or go on where a stopped run left off; the result is the same. SIGTERM: save and raise `SystemExit(143)`."
-    if scratch is None:
-        with tempfile.TemporaryDirectory() as folder: return fit(model, loss_fn, batches, config, Path(folder), seed, rates, on_eval, pad_id, label, until, at_step)
-    keep_memory(); use(model, compiled=config.compiled, recompute=config.recompute)
-    objective = shard(Objective(model, loss_fn), group := current_group(), config.precision)
-    optimizers, device = make_optimizers(model, config), next(model.parameters()).device
-    state, log = resumed(scratch, model, optimizers)
-    pace = Pace(config, clock := Clock(state["seconds"]))
-    last = until or pace.last
-    bar = tqdm(range(state["step"], last), initial=state["step"], total=pace.last, desc=label, unit="step", mininterval=2, disable=not group.main)
-    with termination() as asked:
+    with kept_in(scratch) as scratch, termination() as asked:
+        keep_memory(); use(model, compiled=config.compiled, recompute=config.recompute)
+        objective = shard(Objective(model, loss_fn), group := current_group(), config.precision)
+        optimizers, device = make_optimizers(model, config), next(model.parameters()).device
+        state, log = resumed(scratch, model, optimizers)
+        pace = Pace(config, clock := Clock(state["seconds"]), until)
+        bar = tqdm(range(state["step"], pace.last), initial=state["step"], total=pace.total, desc=label, unit="step", mininterval=2, disable=not group.main)
         for step in bar:
             place, done, ids = pace.place(step), step + 1, batches[step].to(device)
             at_step(place)
             for part, rate in rates(place).items(): getattr(model, part).requires_grad_(rate > 0)
             set_rates(optimizers, factor := lr_factor(place, config), rates(place))
-            with recorded(Path(scratch), step, seed, ids): log.window.append(train_step(objective, ids, optimizers, config, (seed, label, step), pad_id))
+            with recorded(scratch, step, seed, ids): log.window.append(train_step(objective, ids, optimizers, config, (seed, label, step), pad_id))
             clock.count(ids.numel())
-            over = done == pace.last or pace.over()
+            over = pace.over(done)
             if done % config.log_every == 0 or over:
                 bar.set_postfix(loss=f"{log.window[-1]['loss']:.3f}")
                 log.write(step=done, lr=config.lr * factor, **clock.read())
             if on_eval and (done % config.eval_every == 0 or over):
                 with torch.no_grad(), gathered(objective, config.precision), clock.paused(): log.write(step=done, seconds=clock.seconds, **on_eval(model, done))
             stopping = group.total(torch.tensor(float(asked()), device=device)) > 0
-            if done % config.save_every == 0 or done == last or over or stopping:
+            if done % config.save_every == 0 or done == pace.last or over or stopping:
                 save_checkpoint(scratch, done, model, optimizers, {"rows": log.rows, "window": log.window, "seconds": clock.seconds, "seed": seed}, config.keep_latest)
             if stopping: raise SystemExit(143)   # 128 + SIGTERM
             if over: break
-    return log.table()
+        return log.table()
 
 # %% ../nbs/31_train.ipynb #2b4e4a52
 def write_weights(folder: Path, parts: dict[str, nn.Module]) -> None:  # file name -> module
@@ -306,7 +319,7 @@ def write_weights(folder: Path, parts: dict[str, nn.Module]) -> None:  # file na
         if current_group().main: save_file(tensors, folder / f"{name}.safetensors")
 
 # %% ../nbs/31_train.ipynb #564b0f5a
-def write_folder(folder: Path, parts: dict[str, nn.Module], run: RunConfig, tokenizer: Tokenizer) -> None:  # parts: file name -> module
+def write_folder(folder: Path | str, parts: dict[str, nn.Module], run: RunConfig, tokenizer: Tokenizer) -> None:  # parts: file name -> module
     "Write `<part>.safetensors` for each part, the tokenizer and the configuration."
     folder = Path(folder)
     write_weights(folder, parts)
@@ -315,13 +328,13 @@ def write_folder(folder: Path, parts: dict[str, nn.Module], run: RunConfig, toke
     (folder / "run.json").write_text(run.model_dump_json(indent=1))
 
 # %% ../nbs/31_train.ipynb #b93fa06f
-def save_model(folder: Path, model: ColaDLM, run: RunConfig, tokenizer: Tokenizer) -> None:
+def save_model(folder: Path | str, model: ColaDLM, run: RunConfig, tokenizer: Tokenizer) -> None:
     "Write a model folder."
     write_folder(folder, {"vae": model.vae} | ({"dit": model.dit} if model.dit is not None else {}), run, tokenizer)
 
 # %% ../nbs/31_train.ipynb #88ae1637
 def load_model(
-    folder: Path,
+    folder: Path | str,
     device: str = "cpu",
     ema: bool = False,      # the DiT's averaged weights
 ) -> tuple[RunConfig, ColaDLM, Tokenizer]:
@@ -375,7 +388,7 @@ def train_stage(
     parts: dict[str, nn.Module],   # what is written, by file name
     run: RunConfig,
     corpus: Corpus,
-    out: Path,                     # model folder
+    out: Path | str,               # model folder
     seed: int,
     stage: str,                    # vae, prior or baseline
     check: Callable[..., Loss],    # the loss on validation text
@@ -402,7 +415,7 @@ def train_stage(
 def train_vae(
     run: RunConfig,
     corpus: Corpus,
-    out: Path,     # model folder
+    out: Path | str, # model folder
     seed: int,
     device: str | None = None,
     scratch: Path | None = None,
@@ -419,8 +432,8 @@ def train_vae(
 def train_prior(
     run: RunConfig,
     corpus: Corpus,
-    vae_folder: Path | None,   # stage-1 model; None with strategy 'scratch'
-    out: Path,                 # model folder
+    vae_folder: Path | str | None, # stage-1 model; None with strategy 'scratch'
+    out: Path | str,           # model folder
     seed: int,
     on_eval: Callable[[nn.Module, int], dict[str, float]] | None = None,  # more columns for the log
     device: str | None = None,

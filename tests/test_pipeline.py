@@ -64,8 +64,8 @@ def test_figure_stages_read_only_what_git_keeps():
 def test_profile_is_valid(name):
     profile = Profile.model_validate(PROFILES[name])
     assert profile.name == name
-    for run in (*profile.priors, *profile.rivals): assert profile.run(run).sample
-    assert set(profile.runs) == {*profile.priors, *profile.rivals} | {study.base for study in profile.studies.values()}, "a run that nothing trains"
+    for run in (*profile.vaes, *profile.priors, *profile.rivals): assert profile.run(run).sample
+    assert set(profile.runs) == {*profile.vaes, *profile.priors, *profile.rivals} | {study.base for study in profile.studies.values()}, "a run that nothing trains"
     for study in profile.studies:
         assert profile.studies[study].corpus in profile.corpora
         for _, run in profile.study_runs(study):
