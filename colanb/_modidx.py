@@ -1019,5 +1019,6 @@ d = { 'settings': { 'branch': 'main',
                             'colanb.vae.TextVAE.decode': ('vae.html#textvae.decode', 'colanb/vae.py'),
                             'colanb.vae.TextVAE.encode': ('vae.html#textvae.encode', 'colanb/vae.py'),
                             'colanb.vae.TextVAE.mask_id': ('vae.html#textvae.mask_id', 'colanb/vae.py'),
+                            'colanb.vae.TextVAE.scaled': ('vae.html#textvae.scaled', 'colanb/vae.py'),
                             'colanb.vae._trunk': ('vae.html#_trunk', 'colanb/vae.py'),
                             'colanb.vae.vae_logsnr': ('vae.html#vae_logsnr', 'colanb/vae.py')}}}

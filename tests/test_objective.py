@@ -233,11 +233,10 @@ VAES = {
 @pytest.mark.parametrize("vae", VAES.values(), ids=VAES)
 @pytest.mark.parametrize("stage", [1, 2])
 def test_every_kind_of_latent(stage, vae):
-    "No reference encoder for scaled latents, see `test_reference_encoder_is_scaled_too`."
-    model = make_model(vae, reference="scaling_factor" not in vae)
+    model = make_model(vae)
     found = assert_equals_reference(model, FlowConfig(**WEIGHTS), stage)
     wanted = {"reconstruction", "mask", "accuracy"} | ({"kl"} if stage == 1 else {"negative_entropy", "fm"})
-    if stage == 2 and model.reference is not None: wanted |= {"reference_kl"}
+    if stage == 2: wanted |= {"reference_kl"}
     assert found.parts.keys() == wanted | GAUGES
 
 
@@ -410,7 +409,6 @@ def test_reference_is_frozen_and_starts_at_no_distance():
     assert not any(p.requires_grad for p in model.reference.parameters())
 
 
-@pytest.mark.xfail(strict=True, reason="the reference encoder has neither scaling_factor nor shifting_factor")
 def test_reference_encoder_is_scaled_too():
     model = make_model(dict(scaling_factor=1.3, shifting_factor=0.2))
     model.reference.load_state_dict(model.vae.encoder.state_dict())
