@@ -94,8 +94,7 @@ class Encoder(nn.Module):
         config = self.config
         if not config.variational: return torch.full_like(mean, -30.0)
         if config.logsnr is None: return logvar.clamp(-30.0, 20.0) + 0 * logvar   # the sum carries an infinite value, as NaN, to the loss
-        power = 1.0 if config.normalise_mean else mean.detach().square().mean()
-        return torch.full_like(mean, math.log(power) - config.logsnr)
+        return torch.full_like(mean, -config.logsnr)   # the power of a normalised mean is 1
 
 # %% ../nbs/23_vae.ipynb #33e031e9
 class Decoder(nn.Module):
