@@ -139,7 +139,7 @@ class VAEConfig(Config):
     rope_theta: float = Field(500_000.0, gt=0)
     normalise_mean: bool = Field(True, description="non-affine LayerNorm of the posterior mean over d")
     variational: bool = Field(True, description="False: deterministic latents, no log-variance")
-    logsnr: float | None = Field(None, description="fixed log(E mu^2 / E sigma^2) (H.2); None: learned variance")
+    logsnr: float | None = Field(None, description="fixed log(E mu^2 / E sigma^2) (H.2), for a normalised mean alone; None: learned variance")
     scaling_factor: float = Field(1.0, gt=0, description="latent = (mean - shifting_factor) * scaling_factor")
     shifting_factor: float = 0.0
     init_std: float = Field(0.02, gt=0, description="standard deviation of the truncated normal initialisation")
@@ -150,6 +150,8 @@ class VAEConfig(Config):
         if self.width // self.heads % 2: raise ValueError(f"vae.width/heads={self.width // self.heads} must be even for RoPE")
         if self.kv_heads and self.heads % self.kv_heads: raise ValueError(f"vae.kv_heads={self.kv_heads} does not divide heads={self.heads}")
         if self.activation == "swiglu" and self.ffn_dim % 2: raise ValueError(f"vae.ffn_dim={self.ffn_dim} must be even for swiglu")
+        if self.logsnr is not None and not self.normalise_mean:
+            raise ValueError(f"vae.logsnr={self.logsnr} with vae.normalise_mean=False: a raw mean has no known power, so choose True, or logsnr null")
         return self
 
 # %% ../nbs/00_config.ipynb #94492fc0

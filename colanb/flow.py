@@ -302,7 +302,7 @@ def stage2_loss(
     total = config.lambda_vae * (parts["reconstruction"] + config.beta * parts["negative_entropy"] + config.lambda_mask * parts.get("mask", 0))
     total = total + prior_total(prior, config)
     if model.reference is not None and config.lambda_ref:
-        with torch.no_grad(): reference = model.reference(ids[rows])
+        with torch.no_grad(): reference = model.vae.scaled(model.reference(ids[rows]))
         parts["reference_kl"] = q.kl(reference)[latent_valid].sum() / valid.sum()
         total = total + config.lambda_ref * parts["reference_kl"]
     return Loss(total, {k: v.detach() for k, v in parts.items()} | latent_statistics(q, latent_valid, share))

@@ -218,7 +218,7 @@ def sized_run(name: str, tiny: bool = False) -> tuple[RunConfig, int]:   # the r
     if tiny: width, layers, batch = 64, 2, 2
     vae = VAEConfig(vocab_size=2048, width=width // 2, heads=4, encoder_layers=2, decoder_layers=2, ffn_dim=2 * width)
     dit = DiTConfig(width=width, heads=max(1, width // 128), head_dim=min(width, 128), layers=layers, rope_dim=48, block_size=16)
-    stage = TrainConfig(batch_size=batch, precision="bf16", strategy="fixed", optimizer="adamw")
+    stage = TrainConfig(batch_size=batch, precision="bf16", strategy="fixed", optimizer="adamw", compiled=not tiny)
     return RunConfig(name=name, data=DataConfig(seq_len=64 if tiny else 512), vae=vae, dit=dit, stage1=stage, stage2=stage), batch
 
 # %% ../nbs/54_gpu.ipynb #f67bf61d
@@ -227,7 +227,7 @@ def training_speed(setup: Setup, name: str, recompute: bool) -> dict[str, Any]:
     run, batch = sized_run(name, setup.tiny)
     torch._dynamo.reset()
     torch.manual_seed(0)
-    model = use(ColaDLM(run.vae, run.dit).to(setup.device), compiled=not setup.tiny, recompute=recompute)
+    model = use(ColaDLM(run.vae, run.dit).to(setup.device), compiled=run.stage2.compiled, recompute=recompute)
     model.vae.requires_grad_(False)
     ids = torch.randint(0, run.vae.vocab_size, (batch, run.data.seq_len), generator=stream("ids")).to(setup.device)
     step = step_of(model, ids, bf16=True, optimizers=make_optimizers(model.dit, run.stage2))

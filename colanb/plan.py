@@ -4,24 +4,27 @@
 
 # %% auto #0
 __all__ = ['TABLES', 'GPUS', 'PAPER_RULE', 'build', 'parameters', 'passes', 'pass_flops', 'stage_mix', 'stage_flops', 'kept',
-           'Kept', 'activations', 'memory', 'budgets', 'plan', 'plan_parser', 'gpu_of', 'main']
+           'Kept', 'trunks', 'cut_block', 'with_loss', 'kept_by', 'activations', 'kept_in', 'memory', 'budgets', 'plan',
+           'plan_parser', 'gpu_of', 'main']
 
 # %% ../nbs/53_plan.ipynb #ec77d19b
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .baselines import Baseline, counted, make_baseline
 from .config import RunConfig, load_profile
 from .flow import ColaDLM
 from .parallel import autocast
-from .trunk import Trunk, use
+from .trunk import Block, Trunk, use
 
 # %% ../nbs/53_plan.ipynb #3d1de2d9
 def build(run: RunConfig, **changes: int) -> ColaDLM | Baseline:   # to the number of layers
@@ -98,37 +101,110 @@ def kept(model: nn.Module, forward: Callable[[], Tensor]) -> int:
 
 # %% ../nbs/53_plan.ipynb #f514063a
 class Kept(NamedTuple):
-    "Bytes per sequence that one part of the model keeps."
-    outside: float   # of blocks
-    layer: float     # each block
+    "Bytes that one part of the model keeps from its forward for its backward pass."
+    outside: float   # of blocks, for each sequence
+    layer: float     # each block, for each sequence
+    cast: float      # each block, once: its weights in the precision of the pass
     layers: int
-    stream: float    # the input of a block, all that recomputing keeps of it
+    stream: float    # the input of a block, for each sequence: all that recomputing keeps of it
+    gradient: float  # for each sequence, at the widest place of a block's backward pass
 
-    def total(self, recompute: bool) -> float: return self.outside + (self.layers * self.stream + self.layer if recompute else self.layers * self.layer)
+    def forward(self, rows: float, recompute: bool) -> float:   # sequences
+        "Kept when the forward pass ends."
+        if recompute: return rows * (self.outside + self.layers * self.stream)
+        return rows * self.outside + self.layers * (rows * self.layer + self.cast)
+
+    def backward(self, rows: float, recompute: bool) -> float:
+        "What the backward pass of a block adds: gradients, and the block itself if it is computed again."
+        return rows * self.gradient + recompute * (rows * self.layer + self.cast)
+
+    def last(self, rows: float) -> float:
+        "In use during the backward pass of the first block, the last one to have it."
+        return rows * (self.gradient + self.layer) + self.cast
 
 # %% ../nbs/53_plan.ipynb #3726b230
-def activations(run: RunConfig, precision: str) -> dict[str, Kept]:
-    "What each part keeps of one sequence."
-    chunk = 1 if run.baseline else run.dit.block_size * run.vae.patch_size
-    length, found = max(run.data.seq_len // 8 // chunk, 2) * chunk, {}
-    sizes = {"trunk": (run.baseline.layers, run.baseline.width)} if run.baseline else {
-        "VAE encoder": (run.vae.encoder_layers, run.vae.width), "VAE decoder": (run.vae.decoder_layers, run.vae.width), "DiT": (run.dit.layers, run.dit.width)}
-    for layers in (1, 2):
-        model = use(build(run, layers=layers).to_empty(device="cpu"), "masked")   # values do not matter; like the kernels of a GPU this keeps no softmax
-        with autocast("cpu", precision):
-            for part, forward in passes(model, run, length=length).items(): found.setdefault(part, []).append(kept(model, forward))
-    made = {}
-    for part, (one, two) in found.items():
-        patch = 1 if run.baseline else run.vae.patch_size
+def trunks(model: ColaDLM | Baseline) -> dict[str, Trunk]:
+    "The stack of blocks of each part."
+    if isinstance(model, ColaDLM): return {"VAE encoder": model.vae.encoder.trunk, "VAE decoder": model.vae.decoder.trunk, "DiT": model.dit.trunk}
+    return {"trunk": next(module for module in model.modules() if isinstance(module, Trunk))}
+
+# %% ../nbs/53_plan.ipynb #7453841b
+@lru_cache(maxsize=1)
+def cut_block() -> Callable:
+    "`Block.forward` with the cut of the compiler between forward and backward pass, run operation by operation."
+    torch._dynamo.config.recompile_limit = 64   # one graph for each kind of stack and number of sequences, and one for its last layer
+    return torch.compile(Block.forward, dynamic=False, backend="aot_eager_decomp_partition")
+
+# %% ../nbs/53_plan.ipynb #768e593f
+def with_loss(forward: Callable[[], Tensor], tokens: bool) -> Callable[[], Tensor]:   # whether the output is logits of tokens
+    "A pass, and the cross-entropy of its logits."
+    def run() -> Tensor:
+        out = forward()
+        if not tokens: return out
+        logits = out.float().flatten(0, -2)
+        return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
+    return run
+
+# %% ../nbs/53_plan.ipynb #2210361c
+def kept_by(run: RunConfig, layers: int, rows: int, length: int, precision: str, compiled: bool, parts: tuple[str, ...]) -> dict[str, tuple[int, int]]:
+    "For some parts of a model of so many layers: bytes kept, and those of the last block's input."
+    model = use(build(run, layers=layers).to_empty(device="cpu"), "masked", onednn=False)   # values do not matter; like the kernels of a GPU this keeps no softmax
+    found, stacks = {}, trunks(model)
+    forwards = passes(model, run, rows, length)
+    for part in parts:
+        inputs, blocks = [], stacks[part].blocks
+        handle = blocks[-1].register_forward_pre_hook(lambda _, given: inputs.append(given[0].nbytes))
+        if compiled:
+            for block in blocks: block.forward = cut_block().__get__(block)
+        tokens = part == "VAE decoder" or (run.baseline is not None and run.baseline.family != "plaid")
+        with autocast("cpu", precision): found[part] = kept(model, with_loss(forwards[part], tokens)), inputs[0]
+        handle.remove()
+    return found
+
+# %% ../nbs/53_plan.ipynb #0149e420
+def activations(
+    run: RunConfig,
+    precision: str,                  # of training: 'fp32' or 'bf16'
+    compiled: bool = False,          # its blocks
+    parts: Iterable[str] = (),       # that are wanted; none: all
+) -> dict[str, Kept]:
+    "What parts keep for their backward passes."
+    return _activations(run.model_dump_json(), precision, compiled, tuple(parts) or tuple(trunks(build(run))))
+
+@lru_cache(maxsize=16)
+def _activations(text: str, precision: str, compiled: bool, parts: tuple[str, ...]) -> dict[str, Kept]:   # a run as JSON: it has no hash
+    run = RunConfig.model_validate_json(text)
+    patch, chunk = (1, 1) if run.baseline else (run.vae.patch_size, run.dit.block_size * run.vae.patch_size)
+    length = max(run.data.seq_len // 8 // chunk, 2) * chunk
+    sizes = {(layers, rows): kept_by(run, layers, rows, length, precision, compiled, parts) for layers in (1, 2) for rows in (1, 2)}
+    made, width, stacks = {}, 2 if precision == "bf16" else 4, trunks(build(run))
+    for part in parts:
         positions = lambda tokens: (2 * tokens // patch - run.dit.block_size) if part == "DiT" else tokens // patch
         grow = positions(run.data.seq_len) / positions(length)
-        layers, width = sizes[part]
-        made[part] = Kept((2 * one - two) * grow, (two - one) * grow, layers, 4 * width * positions(run.data.seq_len))
+        one, two = ([sizes[layers, rows][part][0] for rows in (1, 2)] for layers in (1, 2))   # layers; in each, rows
+        each = [two[rows] - one[rows] for rows in (0, 1)]   # of a block
+        layer, stream = each[1] - each[0], sizes[2, 1][part][1]
+        shape = stacks[part].config
+        gradient = width * (shape.hidden + 2 * shape.width) * positions(run.data.seq_len)
+        made[part] = Kept((one[1] - one[0] - layer) * grow, layer * grow, each[0] - layer, shape.layers, stream * grow, gradient)
     return made
+
+# %% ../nbs/53_plan.ipynb #f4da8541
+def kept_in(run: RunConfig, stage: str, microbatch: int, recompute: bool) -> tuple[float, float, float]:
+    "Bytes kept at the end of the forward passes of a stage, added by the backward pass of a block, and in use in the last of these."
+    config = run.stage1 if stage == "stage1" else run.stage2
+    trained = [part for part, (_, backward) in stage_mix(run, stage).items() if backward]
+    per, held, during, last = activations(run, config.precision, config.compiled, trained), 0.0, 0.0, 0.0
+    for part in trained:
+        copies = 2 if part.startswith("VAE") and run.flow.lambda_mask else 1   # the mask loss stacks a second one
+        rows = copies * microbatch
+        held += per[part].forward(rows, recompute)
+        during, last = max(during, per[part].backward(rows, recompute)), max(last, per[part].last(rows))
+    return held, during, last
 
 # %% ../nbs/53_plan.ipynb #7a28152c
 def memory(run: RunConfig, stage: str, gpus: int, microbatch: int, recompute: bool) -> dict[str, float]:   # sequences per pass
-    "Bytes per GPU, by purpose."
+    "Bytes per GPU at the peak of a step, by purpose."
     model, config = build(run), run.stage1 if stage == "stage1" else run.stage2
     if not run.baseline:
         if stage == "stage1": model.dit = None
@@ -139,10 +215,12 @@ def memory(run: RunConfig, stage: str, gpus: int, microbatch: int, recompute: bo
     blocks = [sum(p.numel() for p in block.parameters()) for trunk in model.modules() if isinstance(trunk, Trunk) for block in trunk.blocks]
     outside = sum(n for n, _ in sizes.values()) - sum(blocks)
     width = 2 if config.precision == "bf16" else 4
-    mix, per = stage_mix(run, stage), activations(run, config.precision)
-    held = sum(per[part].total(recompute) * min(backward, 2) for part, (_, backward) in mix.items() if backward)
-    return {"weights": 4 * (trained + frozen) / gpus, "gradients": 4 * trained / gpus, "optimiser": 8 * trained / gpus,
-            "gathered": 2 * width * (outside + 2 * max(blocks)) if gpus > 1 else 0.0, "activations": microbatch * held}
+    gradients, accumulated = 4 * trained / gpus, config.batch_size > gpus * microbatch
+    held, during, last = kept_in(run, stage, microbatch, recompute)
+    start, end = (held + during, accumulated * gradients), (last, gradients)   # of the backward pass
+    used, there = max(start, end, key=sum)
+    return {"weights": 4 * (trained + frozen) / gpus, "gradients": there, "optimiser": 8 * trained / gpus,
+            "gathered": 2 * width * (outside + 2 * max(blocks)) if gpus > 1 else 0.0, "activations": used}
 
 # %% ../nbs/53_plan.ipynb #4a72701e
 GPUS = {"h100": (989.0, 80.0), "h200": (989.0, 141.0), "a100": (312.0, 80.0), "l40s": (362.0, 48.0)}   # dense bf16 TFLOP/s, GB; as their maker states them

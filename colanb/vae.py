@@ -94,8 +94,7 @@ class Encoder(nn.Module):
         config = self.config
         if not config.variational: return torch.full_like(mean, -30.0)
         if config.logsnr is None: return logvar.clamp(-30.0, 20.0) + 0 * logvar   # the sum carries an infinite value, as NaN, to the loss
-        power = 1.0 if config.normalise_mean else mean.detach().square().mean()
-        return torch.full_like(mean, math.log(power) - config.logsnr)
+        return torch.full_like(mean, -config.logsnr)   # the power of a normalised mean is 1
 
 # %% ../nbs/23_vae.ipynb #33e031e9
 class Decoder(nn.Module):
@@ -139,9 +138,13 @@ class TextVAE(nn.Module):
         "q(z0|x); the latents carry scaling and shift of the configuration. Raises `ValueError` if l is not whole patches."
         if ids.shape[1] % self.config.patch_size:
             raise ValueError(f"{ids.shape[1]} tokens are not a multiple of patch_size={self.config.patch_size}")
-        q, scale = self.encoder(ids), self.config.scaling_factor
-        if scale == 1.0 and self.config.shifting_factor == 0.0: return q
-        return Posterior((q.mean - self.config.shifting_factor) * scale, q.logvar + 2 * math.log(scale))
+        return self.scaled(self.encoder(ids))
+
+    def scaled(self, q: Posterior) -> Posterior:  # of an encoder of this configuration
+        "The posterior of the latents: z = (mean - shifting_factor) * scaling_factor."
+        scale, shift = self.config.scaling_factor, self.config.shifting_factor
+        if scale == 1.0 and shift == 0.0: return q
+        return Posterior((q.mean - shift) * scale, q.logvar + 2 * math.log(scale))
 
     def decode(self, z: Float[Tensor, "b n d"], cache: KVCache | None = None) -> Float[Tensor, "b l v"]:
         "Logits of p(x|z0); undoes scaling and shift."
