@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
+import scipy   # which imports scipy.stats where it is first used
 
 # %% ../nbs/40_estimators.ipynb #527f9433
 class Estimate(NamedTuple):
@@ -50,7 +50,7 @@ def wilson(
 ) -> Estimate:           # a proportion
     "Estimate a proportion with its Wilson score interval; `ValueError` unless 0 <= correct <= n and n >= 1."
     if n < 1 or not 0 <= correct <= n: raise ValueError(f"need 0 <= correct <= n and n >= 1, got correct={correct}, n={n}")
-    p, z = correct / n, stats.norm.ppf((1 + level) / 2)
+    p, z = correct / n, scipy.stats.norm.ppf((1 + level) / 2)
     middle = p + z**2 / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     low, high = ((middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
@@ -66,7 +66,7 @@ def mean_interval(
     array = finite_array(values, ndim=1)
     n, mean = len(array), array.mean()
     se = array.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
-    half = stats.t.ppf((1 + level) / 2, n - 1) * se if n > 1 else math.nan
+    half = scipy.stats.t.ppf((1 + level) / 2, n - 1) * se if n > 1 else math.nan
     return Estimate(float(mean), float(mean - half), float(mean + half), float(se), n, unit)
 
 # %% ../nbs/40_estimators.ipynb #d8834ef8
@@ -86,7 +86,7 @@ def seeds_by_items(
     squares = [(m, df) for m, df in ((i * seed.var(ddof=1), s - 1), (s * item.var(ddof=1), i - 1)) if m > rest]
     terms = squares + [((1 - len(squares)) * rest, rest_df)]
     total, spread = sum(m for m, _ in terms), sum(m**2 / df for m, df in terms)
-    half = stats.t.ppf((1 + level) / 2, total**2 / spread) if spread > 0 else 0.0
+    half = scipy.stats.t.ppf((1 + level) / 2, total**2 / spread) if spread > 0 else 0.0
     se = math.sqrt(total / (s * i))
     return Estimate(mean, mean - float(half) * se, mean + float(half) * se, se, s * i, unit)
 
@@ -104,7 +104,7 @@ def bootstrap_interval(
     "Estimate a statistic of independent units with its bootstrap interval."
     arrays = [finite_array(sample, ndim=1) for sample in samples]
     value = float(statistic(*arrays, axis=-1))
-    result = stats.bootstrap(arrays, statistic, paired=paired, vectorized=True, method=method, axis=-1,
+    result = scipy.stats.bootstrap(arrays, statistic, paired=paired, vectorized=True, method=method, axis=-1,
                              n_resamples=n_resamples, confidence_level=level, rng=np.random.default_rng(rng))
     low, high = map(float, result.confidence_interval)
     return Estimate(value, low, high, float(result.standard_error), len(arrays[0]), unit)
@@ -145,7 +145,7 @@ def rank_correlation(
 ) -> Float[np.ndarray, "*b"]:
     "Correlate the ranks of `x` and `y`; ties share their mean rank, and a constant side gives 0."
     if axis != -1: raise ValueError(f"axis must be -1, got {axis}")
-    u, v = (r - r.mean(-1, keepdims=True) for r in (stats.rankdata(x, axis=-1), stats.rankdata(y, axis=-1)))
+    u, v = (r - r.mean(-1, keepdims=True) for r in (scipy.stats.rankdata(x, axis=-1), scipy.stats.rankdata(y, axis=-1)))
     scale = np.sqrt((u**2).sum(-1) * (v**2).sum(-1))
     return np.divide((u * v).sum(-1), scale, out=np.zeros_like(scale), where=scale > 0)
 

@@ -11,7 +11,6 @@ __all__ = ['TASKS', 'Record', 'OnError', 'Rule', 'WHOLE_LETTER', 'KEYWORD_LETTER
            'evaluate', 'average', 'join', 'score_file', 'score_parser', 'score_main']
 
 # %% ../nbs/41_tasks.ipynb #78da4504
-import argparse
 import json
 import re
 import sys
@@ -25,6 +24,7 @@ from typing import Literal, NamedTuple, TypeVar
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from tqdm import tqdm
 
+from .config import CommandLine
 from .estimators import Estimate, mean_of, wilson
 
 # %% ../nbs/41_tasks.ipynb #a4547983
@@ -464,9 +464,9 @@ def score_file(
     return TaskScore(**vars(scored) | {"rejected": bad_items + bad_lines, "unmatched": unmatched})
 
 # %% ../nbs/41_tasks.ipynb #c0bfee11
-def score_parser() -> argparse.ArgumentParser:
+def score_parser() -> CommandLine:
     "Describe the command line of `colanb-score`."
-    parser = argparse.ArgumentParser(prog="colanb-score", description="Score generations on a benchmark: accuracy, n and a 95 % Wilson interval.")
+    parser = CommandLine(prog="colanb-score", description="Score generations on a benchmark: accuracy, n and a 95 % Wilson interval.")
     parser.add_argument("items", metavar="ITEMS.jsonl", help="one object per line: id, prompt, answer (or ground_truth), choices if there are any")
     parser.add_argument("generations", metavar="GENERATIONS.jsonl", help="one object per line: id, generate (or text); joined with the items by id")
     parser.add_argument("--task", required=True, choices=TASKS, metavar="NAME", help=f"one of {', '.join(TASKS)}")
