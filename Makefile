@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := . .venv/bin/activate &&
 
-.PHONY: help .venv repro figures test drift smoke bench mutants export executed gpu-pack gpu-merge
+.PHONY: help .venv lab repro figures test drift smoke bench mutants export executed gpu-pack gpu-merge
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[.a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ help:  ## show this list
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
+
+lab: .venv  ## open the notebooks in JupyterLab
+	$(VENV) jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
 repro: .venv  ## run the pipeline of the active profile: data, training, scores, figures
 	$(VENV) dvc repro

@@ -1,5 +1,6 @@
 """Package metadata from settings.ini, the one place that holds it."""
 
+import shlex
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -24,7 +25,7 @@ setup(
     packages=find_packages(include=["colanb", "colanb.*"]),
     package_data={"colanb": ["models/*/*"]},   # trained models that come with it
     python_requires=f">={settings['min_python']}",
-    install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split(), "harness": settings["harness_requirements"].split()},
+    install_requires=shlex.split(settings["requirements"]),
+    extras_require={name: shlex.split(settings[f"{name}_requirements"]) for name in ("dev", "harness")},
     entry_points={"console_scripts": settings["console_scripts"].split()},
 )

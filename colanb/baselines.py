@@ -6,9 +6,8 @@
 __all__ = ['Baseline', 'token_nats', 'even_times', 'AR', 'mask_tokens', 'LLaDA', 'NoiseLevels', 'Plaid', 'noised',
            'token_evidence', 'make_baseline', 'clean_opening', 'baseline_loss', 'whole_nats', 'TextLikelihood',
            'text_likelihood', 'BaselineSampler', 'ARSampler', 'shares', 'LLaDASampler', 'PlaidSampler', 'make_sampler',
-           'train_baseline', 'save_baseline', 'load_baseline', 'open_model', 'load_sampler', 'Size', 'model_size',
-           'match_baseline', 'size_table', 'counted', 'stage_losses', 'flops_per_token', 'training_flops',
-           'generation_flops', 'cost_table']
+           'train_baseline', 'load_baseline', 'open_model', 'load_sampler', 'Size', 'model_size', 'counted',
+           'stage_losses', 'flops_per_token', 'training_flops']
 
 # %% ../nbs/33_baselines.ipynb #8bb62db8
 import math
@@ -475,11 +474,6 @@ def train_baseline(
     model = make_baseline(run.baseline).to(device or pick_device())
     return train_stage(model, baseline_loss, {"baseline": model}, run, corpus, out, seed, "baseline", whole_nats, scratch, on_eval, label=run.baseline.family)
 
-# %% ../nbs/33_baselines.ipynb #b9cde842
-def save_baseline(folder: Path, model: Baseline, run: RunConfig, tokenizer: Tokenizer) -> None:
-    "Write a model folder."
-    write_folder(folder, {"baseline": model}, run, tokenizer)
-
 # %% ../nbs/33_baselines.ipynb #0bde6d4d
 def load_baseline(folder: Path | str, device: str = "cpu") -> tuple[RunConfig, Baseline, Tokenizer]:
     "Read a baseline's model folder; raises `ValueError` if it is none."
@@ -523,40 +517,6 @@ def model_size(
     counts = [(name.startswith(tables), p.numel()) for name, p in model.named_parameters()]
     return Size(sum(n for table, n in counts if not table), sum(n for table, n in counts if table))
 
-# %% ../nbs/33_baselines.ipynb #80bd01c3
-def match_baseline(
-    run: RunConfig,            # of a Cola DLM
-    family: str,               # 'ar', 'llada' or 'plaid'
-    tolerance: float = 0.02,   # largest relative difference of the body
-    **settings: Any,           # other fields of BaselineConfig
-) -> BaselineConfig:
-    "A baseline with as many parameters outside token tables as the run's model; `ValueError` if none is near enough."
-    width, heads = run.dit.width, run.dit.heads
-    make = lambda layers, channels: BaselineConfig(family=family, width=width, heads=heads, layers=layers, intermediate=channels, **settings)
-    body = lambda layers, channels: model_size(run.replace(baseline=make(layers, channels)), 2).body
-    target, small = model_size(run, 2).body, body(1, 1)
-    layer, channel = body(2, 1) - small, body(1, 2) - small      # what a layer and, in each layer, a channel of the MLP add
-    found = []
-    for layers in range(1, 1 + (target - small) // layer):
-        channels = 4 * round(((target - small - (layers - 1) * layer) / (layers * channel) + 1) / 4)
-        if channels > 0: found.append((abs(math.log(channels / (4 * width))), layers, channels))
-    near = next(((l, c) for _, l, c in sorted(found) if abs(body(l, c) / target - 1) <= tolerance), None)
-    if near is None: raise ValueError(f"no {family} of width {width} is within {tolerance:.0%} of {target} parameters")
-    return make(*near)
-
-# %% ../nbs/33_baselines.ipynb #a46fc503
-def size_table(
-    runs: list[RunConfig],   # the first one is what the others are compared with
-    vocab_size: int,
-) -> pd.DataFrame:
-    "Shapes and parameters of models, as counted on them."
-    rows = []
-    for run in runs:
-        size, shape = model_size(run, vocab_size), run.baseline or run.dit
-        rows.append({"run": run.name, "family": run.baseline.family if run.baseline else "cola", "width": shape.width, "layers": shape.layers,
-                     "MLP": run.baseline.intermediate if run.baseline else shape.mlp_ratio * shape.width, "body": size.body, "tables": size.tables})
-    return pd.DataFrame(rows).assign(ratio=lambda t: t.body / t.body.iloc[0])
-
 # %% ../nbs/33_baselines.ipynb #7333560a
 def counted(work: Callable[[], Any]) -> float:
     "Floating-point operations of a call."
@@ -596,29 +556,3 @@ def training_flops(run: RunConfig, per_token: dict[str, float]) -> float:  # of 
     "FLOPs of all steps of all stages of the run."
     steps = {"vae": run.stage1, "prior": run.stage2, "baseline": run.stage2}
     return sum(flops * steps[stage].steps * steps[stage].batch_size * run.data.seq_len for stage, flops in per_token.items())
-
-# %% ../nbs/33_baselines.ipynb #fa7e48ba
-def generation_flops(
-    sampler: Sampler,
-    prompts: list[str],
-) -> float:              # per new token, with `max_new_tokens` of them made for every prompt
-    "FLOPs of generation by the sampler's settings; stop rules are set aside."
-    for model in (getattr(sampler, name, None) for name in ("model", "vae", "dit")):
-        if model is not None: use(model, "dense")
-    stopped, sampler.stopped = sampler.stopped, lambda state: False
-    try: return counted(lambda: sampler.generate(prompts)) / (len(prompts) * sampler.config.max_new_tokens)
-    finally: sampler.stopped = stopped
-
-# %% ../nbs/33_baselines.ipynb #d868e02b
-def cost_table(
-    runs: list[RunConfig],   # the first one is what the others are compared with
-    tokenizer: Tokenizer,
-    prompts: list[str],      # that are continued by each run's sampling settings
-) -> pd.DataFrame:
-    "Sizes, and FLOPs per token of training (last stage), of all training, and per generated token; weights do not matter, so models are untrained."
-    words, rows = tokenizer.vocab_size, []
-    for run in runs:
-        (stage, _, model, _), spent = stage_losses(run, words)[-1], flops_per_token(run, words)
-        rows.append({"train_token": spent[stage], "train": training_flops(run, spent),
-                     "new_token": generation_flops(make_sampler(model, tokenizer, run.sampling()), prompts)})
-    return pd.concat([size_table(runs, words), pd.DataFrame(rows)], axis=1)

@@ -6,15 +6,16 @@
 __all__ = ['ROOT', 'LIMITS', 'TaskName', 'ProbeName', 'project_root', 'allowed', 'explain', 'Config', 'DataConfig', 'VAEConfig',
            'DiTConfig', 'BaselineConfig', 'FlowConfig', 'TrainConfig', 'SampleConfig', 'ODEConfig', 'vary', 'RunConfig',
            'TaskConfig', 'SweepConfig', 'StudyConfig', 'Profile', 'read_params', 'load_profile', 'load_run',
-           'check_params', 'stream', 'pick_device']
+           'check_params', 'CommandLine', 'stream', 'pick_device']
 
 # %% ../nbs/00_config.ipynb #21919728
+import argparse
 import difflib
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from itertools import product
 from pathlib import Path
@@ -522,6 +523,20 @@ def check_params(names: list[str]) -> int:   # profiles; none: all
 
 # %% ../nbs/00_config.ipynb #8ebad63a
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(check_params(sys.argv[1:]))  # not inside a notebook
+
+# %% ../nbs/00_config.ipynb #53e32ce7
+class CommandLine(argparse.ArgumentParser):
+    "Arguments of a command; a wrong one ends it with status 2 and one line on the error stream."
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> argparse.Namespace:
+        "Read the arguments, by default those of the process."
+        found, unknown = self.parse_known_args(args, namespace)
+        known = [name for action in self._actions for name in action.option_strings]
+        if unknown: self.error(f"no such argument: {' '.join(unknown)}; choose from {', '.join(known)}")
+        return found
+
+    def error(self, message: str):
+        "End the command."
+        self.exit(2, f"{self.prog}: {'; '.join(message.splitlines())}\n")
 
 # %% ../nbs/00_config.ipynb #26c65bb6
 def stream(*place: int | str, device: str = "cpu") -> "torch.Generator":  # seed and place, e.g. (0, "noise", 700)

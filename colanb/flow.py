@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['EVERY', 'IGNORED', 'PathSample', 'interpolate', 'path_logsnr', 'time_of_logsnr', 'sample_time', 'clean_prefix',
            'with_vocabulary', 'ColaDLM', 'Loss', 'batch_noise', 'masked_copy', 'decoder_terms', 'latent_statistics',
-           'patch_valid', 'with_filler', 'stage1_loss', 'token_error', 'next_error', 'prior_terms', 'fm_loss',
-           'prior_total', 'stage2_loss', 'token_codes']
+           'patch_valid', 'with_filler', 'stage1_loss', 'token_error', 'next_error', 'prior_terms', 'prior_total',
+           'stage2_loss', 'token_codes']
 
 # %% ../nbs/30_flow.ipynb #b9f3467e
 import math
@@ -255,18 +255,6 @@ def prior_terms(
     if config.lambda_ce: parts["ce"] = token_error(found.logits, targets[rows].masked_fill(~weight[rows], IGNORED)) / weight.sum()
     if config.lambda_next: parts["next"] = next_error(found.following, targets, rows)
     return parts
-
-# %% ../nbs/30_flow.ipynb #543a4f7e
-def fm_loss(
-    dit: DiT,
-    z0: Float[Tensor, "r n d"],         # latents of the rows that are asked for
-    latent_valid: Bool[Tensor, "b n"],  # of the whole batch
-    config: FlowConfig,
-    generator: torch.Generator,
-    rows: slice = EVERY,
-) -> Float[Tensor, ""]:
-    "L_FM (Eq 3.7): mean squared error per channel over the latents that count."
-    return prior_terms(dit, z0, latent_valid, config.replace(lambda_ce=0.0, lambda_next=0.0), generator, rows)["fm"]
 
 # %% ../nbs/30_flow.ipynb #3327c24d
 def prior_total(parts: dict[str, Tensor], config: FlowConfig) -> Float[Tensor, ""]:  # of `prior_terms`

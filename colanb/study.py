@@ -33,7 +33,7 @@ from .data import Corpus
 from .flow import ColaDLM
 from .latents import text_latents
 from .likelihood import ODEConfig, TextScorer, known_texts, likelihood, log_weights
-from .sweep import items_of, priced_stories, rank_options, reconstruction, row, score_sampler, testbed_of, text_nats
+from .sweep import items_of, priced_stories, rank_options, reconstruction, row, rows_text, score_sampler, testbed_of, text_nats
 from .tasks import Item
 from .train import train_prior, train_vae
 
@@ -63,7 +63,7 @@ def geometry(at: Moment, texts: int = 100, kinds: int = 12, points: int = 400) -
     z, tokens = held.q.mean[held.valid], held.ids[:, ::at.model.vae.config.patch_size][held.valid]
     common = torch.isin(tokens, tokens.bincount().topk(kinds).indices)
     z, tokens = z[common], tokens[common]
-    plane = PCA(2, random_state=0).fit_transform(z[:points].numpy())
+    plane = PCA(2, random_state=0).fit_transform(z[:points].numpy()).astype(float).round(3)   # for a picture
     found = dict(zip(("effective_rank", "participation"), spectrum(z))) | {"silhouette": silhouette_score(z[:points].numpy(), tokens[:points].numpy())}
     return [row(at.seed, at.setting, name, [value]) for name, value in found.items()] + [
         row(at.seed, at.setting, name, values.tolist()) for name, values in (("plane_x", plane[:, 0]), ("plane_y", plane[:, 1]), ("plane_token", tokens[:points]))]
@@ -105,7 +105,8 @@ def hits(at: Moment, tokens: int = 32, draws: int = 8) -> list[dict]:
     found = {"decoder_hit": read(q.mean).float(), "posterior_hit": torch.stack(posterior).float().mean(0), "prior_hit": torch.stack(prior).float().mean(0)}
     weights = log_weights(scorer, x, 2, generator, progress=False)
     found |= {"token_nats": -weights.total.mean(1), "token_posterior": weights.posterior.mean(1), "token_prior": weights.prior.mean(1), "token_reconstruction": -weights.reconstruction.mean(1)}
-    return [row(at.seed, at.setting, name, values.tolist()) for name, values in found.items()]
+    unit = lambda name: "proportion" if name.endswith("_hit") else "nats/token"
+    return [row(at.seed, at.setting, name, values.tolist(), unit(name)) for name, values in found.items()]
 
 # %% ../nbs/51_study.ipynb #05cd72ac
 def ranked(at: Moment) -> list[dict]:
@@ -120,18 +121,18 @@ def priced(at: Moment, stories: int = 40, draws: int = 16) -> list[dict]:
     if testbed is None: ids = [text.ids for text in known_texts(at.corpus, None, stories // 5, at.seed)]
     else:
         ids, truth = priced_stories(tokenizer, at.run.data, testbed, stories, at.seed)
-        more = [row(at.seed, at.setting, "truth", truth)]
+        more = [row(at.seed, at.setting, "truth", truth, "nats/text")]
     if isinstance(at.model, Baseline): more += [{**text_nats(at.model, ids, draws, at.seed), **at.setting}]
     else:
         scorer = TextScorer(at.model, ODEConfig(method="midpoint", steps=16, divergence="rademacher"))
         found = likelihood(log_weights(scorer, scorer.texts(ids, pad_id=tokenizer.pad_id), draws, stream(at.seed, "priced")).total)
-        more += [row(at.seed, at.setting, name, (-value).tolist()) for name, value in (("nats", found.iwae), ("nats_elbo", found.elbo))]
-    return [*more, row(at.seed, at.setting, "tokens", [len(text) for text in ids])]
+        more += [row(at.seed, at.setting, name, (-value).tolist(), "nats/text") for name, value in (("nats", found.iwae), ("nats_elbo", found.elbo))]
+    return [*more, row(at.seed, at.setting, "tokens", [len(text) for text in ids], "tokens/text")]
 
 # %% ../nbs/51_study.ipynb #ccf387a0
 def parity(at: Moment) -> list[dict]:
     "1 for each item whose prompt has an odd number of tokens."
-    return [row(at.seed, at.setting, f"{task} odd", [len(at.corpus.tokenizer.encode(item.full_prompt)) % 2 for item in asked]) for task, asked in at.items.items()]
+    return [row(at.seed, at.setting, f"{task} odd", [len(at.corpus.tokenizer.encode(item.full_prompt)) % 2 for item in asked], "proportion") for task, asked in at.items.items()]
 
 # %% ../nbs/51_study.ipynb #608ef8cf
 PROBES: dict[str, Callable[[Moment], list[dict]]] = {probe.__name__: probe for probe in (geometry, drift, hits, ranked, priced, parity)}
@@ -157,8 +158,8 @@ class Watch:
             sampler = make_sampler(model, self.corpus.tokenizer, self.run.sampling(**change))
             self.rows += score_sampler(self.profile.tasks, sampler, self.items, self.testbed, self.study.texts, self.seed, {**setting, **change})
         spent = training_flops(self.run.replace(stage2=self.run.stage2.replace(steps=step)), self.flops)
-        numbers = {"seconds": training, "generation_seconds": time.process_time() - began, "flops": spent}
-        self.rows += [row(self.seed, setting, name, [value]) for name, value in numbers.items()]
+        numbers = {"seconds": (training, "s"), "generation_seconds": (time.process_time() - began, "s"), "flops": (spent, "FLOP")}
+        self.rows += [row(self.seed, setting, name, [value], unit) for name, (value, unit) in numbers.items()]
         if isinstance(model, ColaDLM): self.rows += [{**found, **setting} for found in reconstruction(model, self.corpus, [0.0], self.seed, split="validation")]
         for name in self.study.probes: self.rows += PROBES[name](moment)
         self.measuring += time.process_time() - began
@@ -208,6 +209,6 @@ def run_study(
                 found = json.dumps(train_run(profile, name, run, changes, corpus, seed, Path(folder), finished / "unfinished"))
                 write_atomically(kept, lambda path: path.write_text(found))
             rows += [{**made, **changes} for made in json.loads(kept.read_text())]
-    write_atomically(out, lambda path: path.write_text(json.dumps(rows, indent=0) + "\n"))
+    write_atomically(out, lambda path: path.write_text(rows_text(rows)))
     shutil.rmtree(finished)
     return pd.DataFrame(rows)

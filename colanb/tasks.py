@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['TASKS', 'Record', 'OnError', 'Rule', 'WHOLE_LETTER', 'KEYWORD_LETTER', 'BRACKET_LETTER', 'LEADING_PHRASE',
            'ANSWER_SEGMENT', 'TaskFormat', 'task_format', 'Item', 'GenerationLine', 'parse_line', 'read_lines',
-           'load_items', 'Question', 'question_block', 'build_prompt', 'question_item', 'cut', 'normalise',
-           'similarity', 'letter_by_form', 'letter_by_text', 'answer_segment', 'option_letter', 'first_word',
-           'release_verdict', 'best_options', 'paper_verdict', 'score', 'Outcome', 'TaskScore', 'score_pairs',
-           'evaluate', 'average', 'join', 'score_file', 'score_parser', 'score_main']
+           'load_items', 'Question', 'question_block', 'build_prompt', 'cut', 'normalise', 'similarity',
+           'letter_by_form', 'letter_by_text', 'answer_segment', 'option_letter', 'first_word', 'release_verdict',
+           'best_options', 'paper_verdict', 'score', 'Outcome', 'TaskScore', 'score_pairs', 'evaluate', 'average',
+           'join', 'score_file', 'score_parser', 'score_main']
 
 # %% ../nbs/41_tasks.ipynb #78da4504
-import argparse
 import json
 import re
 import sys
@@ -25,6 +24,7 @@ from typing import Literal, NamedTuple, TypeVar
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from tqdm import tqdm
 
+from .config import CommandLine
 from .estimators import Estimate, mean_of, wilson
 
 # %% ../nbs/41_tasks.ipynb #a4547983
@@ -178,18 +178,6 @@ def build_prompt(
     if task == "lambada" and shots: raise ValueError("lambada is a bare passage and takes no shots")
     worked = "".join(f"{question_block(task, shot)} {shot.answer}\n\n" for shot in shots)
     return task_format(task).head + worked + question_block(task, question)
-
-# %% ../nbs/41_tasks.ipynb #c3db0230
-def question_item(
-    id: str,                       # unique in its file
-    task: str,                     # a key of `TASKS`
-    question: Question,            # what is asked
-    shots: Sequence[Question] = (),# worked examples, shown first with their answers
-) -> Item:
-    "Make an item of a question; `ValueError` if the answer is none of the choices."
-    if question.choices and question.answer not in question.choices:
-        raise ValueError(f"answer {question.answer!r} is none of the choices {question.choices}")
-    return Item(id=id, prompt=build_prompt(task, question, shots), answer=question.answer, choices=question.choices, task=task)
 
 # %% ../nbs/41_tasks.ipynb #5c93f51a
 Rule = Literal["release", "paper"]
@@ -464,9 +452,9 @@ def score_file(
     return TaskScore(**vars(scored) | {"rejected": bad_items + bad_lines, "unmatched": unmatched})
 
 # %% ../nbs/41_tasks.ipynb #c0bfee11
-def score_parser() -> argparse.ArgumentParser:
+def score_parser() -> CommandLine:
     "Describe the command line of `colanb-score`."
-    parser = argparse.ArgumentParser(prog="colanb-score", description="Score generations on a benchmark: accuracy, n and a 95 % Wilson interval.")
+    parser = CommandLine(prog="colanb-score", description="Score generations on a benchmark: accuracy, n and a 95 % Wilson interval.")
     parser.add_argument("items", metavar="ITEMS.jsonl", help="one object per line: id, prompt, answer (or ground_truth), choices if there are any")
     parser.add_argument("generations", metavar="GENERATIONS.jsonl", help="one object per line: id, generate (or text); joined with the items by id")
     parser.add_argument("--task", required=True, choices=TASKS, metavar="NAME", help=f"one of {', '.join(TASKS)}")

@@ -6,12 +6,12 @@ import torch
 from ruamel.yaml import YAML
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from colanb.baselines import ARSampler, BaselineSampler, baseline_loss, load_sampler, make_baseline, model_size, save_baseline
+from colanb.baselines import ARSampler, BaselineSampler, baseline_loss, load_sampler, make_baseline, model_size
 from colanb.config import BaselineConfig, Profile, RunConfig, SampleConfig, TrainConfig, stream
 from colanb.data import word_tokenizer
 from colanb.flow import ColaDLM
 from colanb.sample import Sampler
-from colanb.train import fit, save_model
+from colanb.train import fit, save_model, write_folder
 
 PARAMS = YAML(typ="safe").load((Path(__file__).resolve().parents[1] / "params.yaml").read_text())
 PROFILES = {name: value for name, value in PARAMS.items() if name != "profile"}
@@ -84,7 +84,7 @@ def test_one_entry_opens_every_family(tmp_path):
     tokenizer = word_tokenizer(["a", "b"])
     for family in ("ar", "llada", "plaid"):
         run = RunConfig(name=family, baseline=BaselineConfig(family=family, vocab_size=tokenizer.vocab_size, **SHAPE))
-        save_baseline(tmp_path / family, make_baseline(run.baseline), run, tokenizer)
+        write_folder(tmp_path / family, {"baseline": make_baseline(run.baseline)}, run, tokenizer)
     cola = RunConfig(name="cola", vae=dict(vocab_size=tokenizer.vocab_size, width=32, heads=2, encoder_layers=1, decoder_layers=1, ffn_dim=32),
                      dit=dict(width=32, heads=2, head_dim=16, layers=1, rope_dim=8, block_size=4))
     save_model(tmp_path / "cola", ColaDLM(cola.vae, cola.dit), cola, tokenizer)

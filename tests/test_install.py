@@ -17,10 +17,10 @@ def installed(tmp_path_factory):
     return place
 
 
-def test_every_module_imports_without_dvc_and_nbdev(installed):
+def test_every_module_imports_without_the_tools_of_development_and_xformers(installed):
     modules = [p.stem for p in (installed / "colanb").glob("*.py") if not p.stem.startswith("_")]
     assert {"vae", "dit", "flow", "train", "sample", "testbed", "tasks", "cli"} <= set(modules)
-    blocked = "import sys; sys.modules.update(dict.fromkeys(['dvc', 'nbdev', 'execnb', 'fastcore', 'beartype']));"
+    blocked = "import sys; sys.modules.update(dict.fromkeys(['dvc', 'nbdev', 'execnb', 'fastcore', 'beartype', 'xformers']));"
     code = blocked + f"import importlib; [importlib.import_module('colanb.' + m) for m in {modules}]; import colanb; print(colanb.__file__)"
     environment = os.environ | {"COLANB_TYPECHECK": "0"}   # the checks need beartype
     done = subprocess.run([sys.executable, "-c", code], cwd=installed, env=environment, capture_output=True, text=True)

@@ -11,7 +11,7 @@ from torch.distributions import Categorical, Normal, kl_divergence
 from colanb import train
 from colanb.config import DiTConfig, FlowConfig, RunConfig, VAEConfig, stream
 from colanb.dit import DiT
-from colanb.flow import (ColaDLM, clean_prefix, fm_loss, interpolate, masked_copy, patch_valid, path_logsnr,
+from colanb.flow import (ColaDLM, clean_prefix, interpolate, masked_copy, patch_valid, path_logsnr, prior_terms,
                          sample_time, stage1_loss, stage2_loss, time_of_logsnr, with_filler)
 from colanb.hub import twin
 from colanb.vae import Encoder, Posterior, TextVAE, vae_logsnr
@@ -458,7 +458,7 @@ def test_untrained_flow_loss_in_closed_form():
     config = FlowConfig(schedule="uniform")
     def find(**dit):
         model = DiT(DiTConfig(**DIT | dict(d_latent=d, block_size=s, zero_init=True) | dit))
-        return fm_loss(model, z0, valid, config, stream("fm")).detach()
+        return prior_terms(model, z0, valid, config, stream("fm"))["fm"].detach()
     z1 = torch.randn(b, n, d, generator=stream("fm"))
     torch.testing.assert_close(find(), ((z1 - z0) ** 2).mean())
     torch.testing.assert_close(find(prediction="z0"), (z0**2).mean())
