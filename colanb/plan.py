@@ -103,7 +103,8 @@ def kept(model: nn.Module, forward: Callable[[], Tensor]) -> int:
 class Kept(NamedTuple):
     "Bytes that one part of the model keeps from its forward for its backward pass."
     outside: float   # of blocks, for each sequence
-    layer: float     # each block, for each sequence
+    layer: float     # each block but the last, for each sequence
+    final: float     # the last block, for each sequence: in a DiT it has the noisy latents' queries alone
     cast: float      # each block, once: its weights in the precision of the pass
     layers: int
     stream: float    # the input of a block, for each sequence: all that recomputing keeps of it
@@ -112,7 +113,7 @@ class Kept(NamedTuple):
     def forward(self, rows: float, recompute: bool) -> float:   # sequences
         "Kept when the forward pass ends."
         if recompute: return rows * (self.outside + self.layers * self.stream)
-        return rows * self.outside + self.layers * (rows * self.layer + self.cast)
+        return rows * (self.outside + (self.layers - 1) * self.layer + self.final) + self.layers * self.cast
 
     def backward(self, rows: float, recompute: bool) -> float:
         "What the backward pass of a block adds: gradients, and the block itself if it is computed again."
@@ -146,9 +147,9 @@ def with_loss(forward: Callable[[], Tensor], tokens: bool) -> Callable[[], Tenso
     return run
 
 # %% ../nbs/53_plan.ipynb #2210361c
-def kept_by(run: RunConfig, layers: int, rows: int, length: int, precision: str, compiled: bool, parts: tuple[str, ...]) -> dict[str, tuple[int, int]]:
-    "For some parts of a model of so many layers: bytes kept, and those of the last block's input."
-    model = use(build(run, layers=layers).to_empty(device="cpu"), "masked", onednn=False)   # values do not matter; like the kernels of a GPU this keeps no softmax
+def kept_by(run: RunConfig, layers: int, rows: int, length: int, precision: str, compiled: bool, parts: tuple[str, ...], recompute: bool = False) -> dict[str, tuple[int, int]]:
+    "For some parts of a model of so many layers: bytes kept (outside blocks alone, if these are recomputed), and those of the last block's input."
+    model = use(build(run, layers=layers).to_empty(device="cpu"), "masked", recompute=recompute, onednn=False)   # values do not matter; like the kernels of a GPU this keeps no softmax
     found, stacks = {}, trunks(model)
     forwards = passes(model, run, rows, length)
     for part in parts:
@@ -177,16 +178,17 @@ def _activations(text: str, precision: str, compiled: bool, parts: tuple[str, ..
     patch, chunk = (1, 1) if run.baseline else (run.vae.patch_size, run.dit.block_size * run.vae.patch_size)
     length = max(run.data.seq_len // 8 // chunk, 2) * chunk
     sizes = {(layers, rows): kept_by(run, layers, rows, length, precision, compiled, parts) for layers in (1, 2) for rows in (1, 2)}
+    bare = [kept_by(run, 1, rows, length, precision, False, parts, recompute=True) for rows in (1, 2)]
     made, width, stacks = {}, 2 if precision == "bf16" else 4, trunks(build(run))
     for part in parts:
         positions = lambda tokens: (2 * tokens // patch - run.dit.block_size) if part == "DiT" else tokens // patch
         grow = positions(run.data.seq_len) / positions(length)
         one, two = ([sizes[layers, rows][part][0] for rows in (1, 2)] for layers in (1, 2))   # layers; in each, rows
         each = [two[rows] - one[rows] for rows in (0, 1)]   # of a block
-        layer, stream = each[1] - each[0], sizes[2, 1][part][1]
+        layer, outside, stream = each[1] - each[0], bare[1][part][0] - bare[0][part][0], sizes[2, 1][part][1]
         shape = stacks[part].config
         gradient = width * (shape.hidden + 2 * shape.width) * positions(run.data.seq_len)
-        made[part] = Kept((one[1] - one[0] - layer) * grow, layer * grow, each[0] - layer, shape.layers, stream * grow, gradient)
+        made[part] = Kept(outside * grow, layer * grow, (one[1] - one[0] - outside) * grow, each[0] - layer, shape.layers, stream * grow, gradient)
     return made
 
 # %% ../nbs/53_plan.ipynb #f4da8541
