@@ -50,11 +50,8 @@ def wilson(
 ) -> Estimate:           # a proportion
     "Estimate a proportion with its Wilson score interval; `ValueError` unless 0 <= correct <= n and n >= 1."
     if n < 1 or not 0 <= correct <= n: raise ValueError(f"need 0 <= correct <= n and n >= 1, got correct={correct}, n={n}")
-    p, z = correct / n, scipy.stats.norm.ppf((1 + level) / 2)
-    middle = p + z**2 / (2 * n)
-    half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    low, high = ((middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
-    return Estimate(p, max(low, 0.0), min(high, 1.0), math.sqrt(p * (1 - p) / n), n, "proportion")
+    p, interval = correct / n, scipy.stats.binomtest(correct, n).proportion_ci(level, method="wilson")
+    return Estimate(p, interval.low, interval.high, math.sqrt(p * (1 - p) / n), n, "proportion")
 
 # %% ../nbs/40_estimators.ipynb #7acb20e1
 def mean_interval(

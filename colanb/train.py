@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['lr_factor', 'vae_rate', 'block_size_at', 'is_matrix', 'Average', 'make_optimizers', 'set_rates', 'keep_memory',
-           'termination', 'TrainingLog', 'Clock', 'Pace', 'Objective', 'train_step', 'recorded', 'resumed', 'kept_in',
-           'fit', 'write_weights', 'write_folder', 'save_model', 'load_model', 'validation', 'scratch_folder', 'alone',
-           'train_stage', 'train_vae', 'train_prior', 'run_stages', 'main']
+           'termination', 'TrainingLog', 'Clock', 'Pace', 'Objective', 'train_step', 'recorded', 'resumed',
+           'scratch_or_temporary', 'fit', 'write_weights', 'write_folder', 'save_model', 'load_model', 'validation',
+           'scratch_folder', 'alone', 'train_stage', 'train_vae', 'train_prior', 'run_stages', 'main']
 
 # %% ../nbs/31_train.ipynb #7e66c7ca
 import ctypes
@@ -261,7 +261,7 @@ def resumed(scratch: Path, model: nn.Module, optimizers: list) -> tuple[dict, Tr
 
 # %% ../nbs/31_train.ipynb #7a6fcad9
 @contextmanager
-def kept_in(folder: Path | None) -> Iterator[Path]:
+def scratch_or_temporary(folder: Path | None) -> Iterator[Path]:
     "The folder itself, or one that is dropped afterwards."
     if folder is not None:
         yield Path(folder)
@@ -283,7 +283,7 @@ def fit(
     at_step: Callable[[int], None] = lambda step: None,         # called before each step, for what else depends on it
 ) -> pd.DataFrame:                            # the log
     "Train, or go on where a stopped run left off; the result is the same. SIGTERM: save and raise `SystemExit(143)`."
-    with kept_in(scratch) as scratch, termination() as asked:
+    with scratch_or_temporary(scratch) as scratch, termination() as asked:
         keep_memory(); use(model, compiled=config.compiled, recompute=config.recompute)
         objective = shard(Objective(model, loss_fn), group := current_group(), config.precision)
         optimizers, device = make_optimizers(model, config), next(model.parameters()).device
