@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := . .venv/bin/activate &&
 
-.PHONY: help .venv repro figures test drift smoke bench export lock executed gpu-pack gpu-merge
+.PHONY: help .venv repro figures test drift smoke bench mutants export lock executed gpu-pack gpu-merge
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[.a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,8 +22,8 @@ repro: .venv  ## run the pipeline of the active profile: data, training, scores,
 figures: .venv  ## rebuild the figures from committed results, without training
 	$(VENV) python .ci/pipeline && dvc repro --allow-missing
 
-test: .venv drift  ## export drift, notebook tests, tests/
-	$(VENV) OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
+test: .venv drift  ## export drift, notebook tests, tests/; annotations are checked
+	$(VENV) COLANB_TYPECHECK=1 OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
 	$(VENV) OMP_NUM_THREADS=1 python -m pytest -q tests
 
 drift: .venv  ## check that colanb/, README.md, dvc.yaml and pipeline/ are what the notebooks give
@@ -34,6 +34,9 @@ smoke: .venv  ## the pipeline in its micro profile, in a temporary copy (SMOKE=-
 
 bench: .venv  ## measure the speed into data/results/speed, 10 to 15 minutes on two idle cores
 	$(VENV) python -m colanb.bench
+
+mutants: .venv  ## change the source in 25 places a module and see what the checks notice (MUTANTS="--modules flow --seed 1")
+	$(VENV) python -m tests.mutation --known $(MUTANTS)
 
 export: .venv  ## write colanb/, README.md, dvc.yaml and pipeline/ from the notebooks
 	$(VENV) nbdev_export && python .ci/pipeline && python .ci/readme > README.md

@@ -22,6 +22,7 @@ setup(
     license="Apache-2.0",
     keywords=settings["keywords"],
     packages=find_packages(include=["colanb", "colanb.*"]),
+    package_data={"colanb": ["models/*/*"]},   # trained models that come with it
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require={"dev": settings["dev_requirements"].split(), "harness": settings["harness_requirements"].split()},

@@ -129,8 +129,8 @@ def matching_loc(
 
 # %% ../nbs/49_analytic.ipynb #6df92343
 def peak_of(
-    x: Sequence[float],  # evenly spaced settings, at least five
-    y: Sequence[float],  # error at each, lower is better
+    x: Sequence[float] | Float[np.ndarray, "n"],  # evenly spaced settings, at least five
+    y: Sequence[float] | Float[np.ndarray, "n"],  # error at each, lower is better
 ) -> float:              # within one setting of the best
     "Minimum of the parabola through the five settings around the smallest error."
     x, y = np.asarray(x, float), np.asarray(y, float)

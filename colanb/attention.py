@@ -78,7 +78,7 @@ def dense_attention(
     q: Float[Tensor, "b h n e"],
     k: Float[Tensor, "b g m e"],  # g divides h
     v: Float[Tensor, "b g m e"],
-    mask: Bool[Tensor, "*b n m"] | None = None,  # True where visible; None: everything
+    mask: Bool[Tensor, "n m"] | Bool[Tensor, "b #n m"] | None = None,  # True where visible; None: everything
 ) -> Float[Tensor, "b h n e"]:
     "Plain softmax attention; the reference."
     k, v = (share_heads(x, q.shape[1]) for x in (k, v))
@@ -91,7 +91,7 @@ def sdpa_attention(
     q: Float[Tensor, "b h n e"],
     k: Float[Tensor, "b g m e"],
     v: Float[Tensor, "b g m e"],
-    mask: Bool[Tensor, "*b n m"] | None = None,
+    mask: Bool[Tensor, "n m"] | Bool[Tensor, "b #n m"] | None = None,
 ) -> Float[Tensor, "b h n e"]:
     "The same through PyTorch's fused kernel."
     if mask is not None and mask.ndim == 3: mask = mask[:, None]
@@ -298,7 +298,7 @@ def attend(
     q: Float[Tensor, "b h n e"],
     k: Float[Tensor, "b g m e"],
     v: Float[Tensor, "b g m e"],
-    sight: Visibility | BlockSight | Bool[Tensor, "*b n m"] | None = None,  # a whole pass, a mask (cached passes), or everything
+    sight: Visibility | BlockSight | Bool[Tensor, "n m"] | Bool[Tensor, "b #n m"] | None = None,  # a whole pass, a mask (cached passes), or everything
     backend: str = "sdpa",                                     # a key of `BACKENDS`
 ) -> Float[Tensor, "b h n e"]:
     "Attention under a visibility; unknown backends raise `ValueError`."
@@ -315,11 +315,11 @@ def attend(
 
 # %% ../nbs/21_attention.ipynb #b320cd3d
 def planned(
-    sight: Visibility | Bool[Tensor, "*b n m"] | None,
+    sight: Visibility | Bool[Tensor, "n m"] | Bool[Tensor, "b #n m"] | None,
     backend: str,          # a key of `BACKENDS`
     device: torch.device,
     training: bool,        # whether gradients will be asked for
-) -> "Visibility | BlockSight | Bool[Tensor, '*b n m'] | None":
+) -> Visibility | BlockSight | Bool[Tensor, "n m"] | Bool[Tensor, "b #n m"] | None:
     "A visibility in the form that the backend's kernel on this device takes."
     if not isinstance(sight, Visibility) or not isinstance(sight.block_size, int): return sight
     if backend == "sdpa" and device.type == "cuda": backend = "flex" if training else "masked"

@@ -95,7 +95,7 @@ class AR(Baseline):
         else: positions, sight = cache.positions(n), cache.mask(n, 1)
         return self.logits(self.trunk(self.embedding(ids), positions, sight, cache=cache))
 
-    def nats(self, ids: Int[Tensor, "b l"], valid: Bool[Tensor, "b l"], target: Bool[Tensor, "b l"], generator: torch.Generator, rows: slice = EVERY) -> Float[Tensor, "r l"]:
+    def nats(self, ids: Int[Tensor, "b l"], valid: Bool[Tensor, "b l"], target: Bool[Tensor, "b l"], generator: torch.Generator | None, rows: slice = EVERY) -> Float[Tensor, "r l"]:
         "-log p(x_i | x_<i) at the target tokens; nothing is drawn."
         ids = ids[rows]
         before = F.pad(ids[:, :-1], (1, 0), value=self.config.vocab_size)
@@ -462,7 +462,7 @@ def make_sampler(model: Baseline | ColaDLM, tokenizer: Tokenizer, config: Sample
 def train_baseline(
     run: RunConfig,
     corpus: Corpus,
-    out: Path,               # model folder
+    out: Path | str,         # model folder
     seed: int,
     on_eval: Callable[[nn.Module, int], dict[str, float]] | None = None,  # more columns for the log
     device: str | None = None,
@@ -481,7 +481,7 @@ def save_baseline(folder: Path, model: Baseline, run: RunConfig, tokenizer: Toke
     write_folder(folder, {"baseline": model}, run, tokenizer)
 
 # %% ../nbs/33_baselines.ipynb #0bde6d4d
-def load_baseline(folder: Path, device: str = "cpu") -> tuple[RunConfig, Baseline, Tokenizer]:
+def load_baseline(folder: Path | str, device: str = "cpu") -> tuple[RunConfig, Baseline, Tokenizer]:
     "Read a baseline's model folder; raises `ValueError` if it is none."
     folder = Path(folder)
     if not (folder / "baseline.safetensors").exists(): raise ValueError(f"{folder} holds no baseline.safetensors: another model's folder, or not trained yet")
@@ -491,13 +491,13 @@ def load_baseline(folder: Path, device: str = "cpu") -> tuple[RunConfig, Baselin
     return run, model.to(device).eval(), Tokenizer.load(folder / "tokenizer.json")
 
 # %% ../nbs/33_baselines.ipynb #049b0572
-def open_model(folder: Path, device: str = "cpu") -> tuple[RunConfig, Baseline | ColaDLM, Tokenizer]:
+def open_model(folder: Path | str, device: str = "cpu") -> tuple[RunConfig, Baseline | ColaDLM, Tokenizer]:
     "Read a model folder of any family."
     return (load_baseline if (Path(folder) / "baseline.safetensors").exists() else load_model)(folder, device)
 
 # %% ../nbs/33_baselines.ipynb #b537fc0c
 def load_sampler(
-    folder: Path,             # model folder of any family
+    folder: Path | str,       # model folder of any family
     device: str = "cpu",
     **changes: Any,           # to the run's SampleConfig
 ) -> tuple[RunConfig, Sampler]:

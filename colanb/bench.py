@@ -4,17 +4,15 @@
 
 # %% auto #0
 __all__ = ['QUICK', 'Spread', 'matmul_rate', 'wait', 'fast_bf16', 'Race', 'race', 'plain_mask', 'plain_pass', 'plain_packed',
-           'PlainDiT', 'plain_copy', 'NumberTokenizer', 'Seeded', 'plain_generate', 'plain_block', 'Work', 'dit_work',
-           'vae_work', 'encoder_work', 'decoder_work', 'Plan', 'make_model', 'step_of', 'ways', 'training_rows',
-           'attention_rows', 'bf16_curve', 'prompts_of', 'generation_rows', 'block_seconds', 'kind_of', 'time_by_part',
-           'history_growth', 'history_cost', 'time_shares', 'gpu_equality', 'gpu_training', 'gpu_generation',
-           'gpu_part', 'best_row', 'targets', 'span', 'speed_tables', 'calm', 'speed_report', 'machine', 'measure',
-           'bench_parser', 'main']
+           'PlainDiT', 'plain_copy', 'NumberTokenizer', 'plain_generate', 'plain_block', 'Work', 'dit_work', 'vae_work',
+           'encoder_work', 'decoder_work', 'Plan', 'make_model', 'step_of', 'ways', 'training_rows', 'attention_rows',
+           'bf16_curve', 'prompts_of', 'generation_rows', 'block_seconds', 'kind_of', 'time_by_part', 'history_growth',
+           'history_cost', 'time_shares', 'best_row', 'targets', 'span', 'speed_tables', 'calm', 'speed_report',
+           'machine', 'measure', 'bench_parser', 'main']
 
 # %% ../nbs/46_bench.ipynb #355df7ed
 import argparse
 import copy
-import importlib.util
 import json
 import os
 import platform
@@ -32,16 +30,17 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from scipy.stats import theilslopes
-from torch import Tensor, nn
+from torch import Tensor
 from torch._inductor.utils import fresh_cache
 from torch.nn import functional as F
 
 from .attention import Visibility, attend
 from .config import ROOT, DiTConfig, FlowConfig, SampleConfig, TrainConfig, VAEConfig, stream
+from .data import Tokenizer
 from .dit import DiT
 from .flow import ColaDLM, stage2_loss
 from .layers import Times, linear, prefers_onednn
-from .sample import Sampler, encode_prompts, hold_prefix
+from .sample import BlockState, Sampler, encode_prompts, hold_prefix
 from .plots import markdown_table
 from .train import keep_memory, make_optimizers
 from .trunk import has_compiler, use
@@ -164,20 +163,15 @@ def plain_copy(model: ColaDLM) -> ColaDLM:
     return use(ColaDLM(copy.deepcopy(model.vae), dit), backend="dense", onednn=False)
 
 # %% ../nbs/46_bench.ipynb #1fd9df7f
-class NumberTokenizer:
+class NumberTokenizer(Tokenizer):
     "Ids written as numbers. No end of text ever appears, so lengths are known."
-    pad_id, eos_id = 0, -1
+    def __init__(self): self.pad_id, self.eos_id = 0, -1
 
     def encode(self, text: str) -> list[int]:
         return [int(word) for word in text.split()]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         return " ".join(map(str, ids))
-
-# %% ../nbs/46_bench.ipynb #6ac75630
-class Seeded(NamedTuple):
-    "What the sampler's noise needs to know of a prompt."
-    seed: int
 
 # %% ../nbs/46_bench.ipynb #35bdd245
 @torch.no_grad()
@@ -192,8 +186,9 @@ def plain_generate(
     prefix = encode_prompts(vae, prompts, s, sampler.tokenizer.pad_id, config.first_block)
     past = prefix.latents[:, :int(prefix.blocks[0]) * s]
     known, pinned, offset, made = prefix.known, prefix.pinned, int(prefix.offset[0]), []
+    states = [BlockState(i, seed, 0) for i, seed in enumerate(seeds)]   # the noise asks for their seeds
     for k in range(-(-(config.max_new_tokens + offset) // (s * vae.config.patch_size))):
-        z = plain_block(dit, past, sampler.noise([Seeded(seed) for seed in seeds], k), known, pinned, config)
+        z = plain_block(dit, past, sampler.noise(states, k), known, pinned, config)
         past, pinned = torch.cat([past, z], 1), torch.zeros_like(pinned)
         made.append(vae.decode(past)[:, -s * vae.config.patch_size:].argmax(-1))
     return torch.cat(made, 1)[:, offset:][:, :config.max_new_tokens].tolist()
@@ -475,62 +470,6 @@ def time_shares(plan: Plan) -> list[dict[str, Any]]:
     spent = time_by_part(step)
     return [dict(part=name, seconds=s, share=s / sum(spent.values())) for name, s in spent.items()]
 
-# %% ../nbs/46_bench.ipynb #578bb061
-def gpu_equality(backend: str) -> dict[str, float]:  # 'xformers' or 'flex'
-    "Largest relative errors against dense attention, outputs and gradients, over lengths and block sizes."
-    worst = {"output": 0.0, "gradient": 0.0}
-    for n, s in [(64, 1), (128, 16), (256, 16), (512, 64), (512, 128)]:
-        sight = Visibility(n, s, packed=True)
-        q, k, v = (torch.randn(2, 4, 2 * n - s, 64, generator=stream("gpu", i)).cuda().requires_grad_() for i in range(3))
-        outs = [attend(q, k, v, sight, name) for name in ("dense", backend)]
-        grads = [torch.autograd.grad(out.square().sum(), (q, k, v)) for out in outs]
-        gap = lambda a, b: float((a - b).abs().max() / a.abs().max())
-        worst["output"] = max(worst["output"], gap(*outs))
-        worst["gradient"] = max(worst["gradient"], *map(gap, *grads))
-    return worst
-
-# %% ../nbs/46_bench.ipynb #6d4804f4
-def gpu_training(name: str, config: DiTConfig, batch: int, length: int = 512) -> dict[str, Any]:
-    "Share of the bf16 peak in training steps of a DiT alone, compiled, the flex backend."
-    torch._dynamo.reset()
-    dit = use(DiT(config).cuda(), "flex", True)
-    clean, noisy = (torch.randn(batch, length, config.d_latent, device="cuda") for _ in range(2))
-    t = torch.rand(batch, length // config.block_size, device="cuda")
-    def step():
-        dit.zero_grad(set_to_none=True)
-        with torch.autocast("cuda", torch.bfloat16): out = dit.packed(clean, noisy, t)
-        out.float().square().mean().backward()
-    for _ in range(3): step()
-    found, gflop = race({name: step}, 10, device="cuda", peaks=("bf16",), size=8192), 1e-9 * dit_work(config, batch, length).both()
-    return dict(model=name, parameters=sum(p.numel() for p in dit.parameters()), batch=batch, length=length, gflop=gflop,
-                seconds=Spread.of(found.seconds[name])._asdict(), mfu=found.share(name, gflop, "bf16")._asdict(),
-                peak=Spread.of([p["bf16"] for p in found.peaks[name]])._asdict())
-
-# %% ../nbs/46_bench.ipynb #c1a176cf
-def gpu_generation(plan: Plan) -> list[dict[str, Any]]:
-    "Seconds and tokens per second over solver steps, guidance and batch."
-    model, rows = make_model(plan, "cuda"), []
-    for steps, guidance, batch in [(steps, guidance, batch) for steps in (4, 16) for guidance in (1.0, 7.0) for batch in (1, 8, 64)]:
-        config = SampleConfig(max_new_tokens=plan.new_tokens, steps=steps, guidance_scale=guidance)
-        sampler = Sampler(model.vae, model.dit, NumberTokenizer(), config)
-        texts = [" ".join(map(str, p)) for p in prompts_of(plan.prompts[0], plan.vae.vocab_size, batch)]
-        sampler.generate(texts)
-        found = Spread.of(race({"run": lambda: sampler.generate(texts) and None}, 3, device="cuda").seconds["run"])
-        rows.append(dict(steps=steps, guidance_scale=guidance, batch=batch, seconds=found._asdict(), tokens_per_second=batch * plan.new_tokens / found.median))
-    return rows
-
-# %% ../nbs/46_bench.ipynb #4f86b922
-def gpu_part(plan: Plan) -> dict[str, Any]:
-    "Equality, training and generation on a GPU, or why not."
-    if not torch.cuda.is_available():
-        built = torch.version.cuda is not None
-        return {"device": "no GPU", "why": "no CUDA device is visible" if built else f"PyTorch {torch.__version__} is built without CUDA"}
-    small = DiTConfig(width=768, heads=6, head_dim=128, layers=9)    # 0.1B and 0.7B with AdaLN
-    large = DiTConfig(width=1536, heads=12, head_dim=128, layers=16)
-    names = [name for name in ("xformers", "flex") if name == "flex" or importlib.util.find_spec(name)]
-    return {"device": torch.cuda.get_device_name(), "equality": {name: gpu_equality(name) for name in names},
-            "training": [gpu_training("0.1B", small, 16), gpu_training("0.7B", large, 8)], "generation": gpu_generation(plan)}
-
 # %% ../nbs/46_bench.ipynb #831d0412
 def best_row(record: dict[str, Any], kept: bool = False) -> dict[str, Any]:
     "The fastest training step of the prior at the largest batch, in fp32."
@@ -584,12 +523,11 @@ def calm(record: dict[str, Any]) -> str:
 # %% ../nbs/46_bench.ipynb #098f651b
 def speed_report(record: dict[str, Any]) -> str:  # Markdown
     "All tables with the machine they were measured on."
-    m, gpu = record["machine"], record["gpu"]
+    m = record["machine"]
     lines = ["# Speed", f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, PyTorch {m['torch']}, {m['date']}. Medians, ranges in brackets; ratios within rounds. {calm(record)}"]
     for title, rows in speed_tables(record).items(): lines += [f"## {title}", markdown_table(rows)]
     bf16 = record["bf16"]
-    lines += ["## bf16", f"Not measured: {bf16['why']}." if "why" in bf16 else f"Over {len(bf16['fp32'])} training steps the loss (smoothed over 10) differs from fp32 by {100 * bf16['worst']:.2g} % at most.",
-              "## GPU", gpu["device"] + (f": {gpu['why']}." if "why" in gpu else f"\n\n```\n{json.dumps(gpu, indent=1)}\n```")]
+    lines += ["## bf16", f"Not measured: {bf16['why']}." if "why" in bf16 else f"Over {len(bf16['fp32'])} training steps the loss (smoothed over 10) differs from fp32 by {100 * bf16['worst']:.2g} % at most."]
     return "\n\n".join(lines) + "\n"
 
 # %% ../nbs/46_bench.ipynb #9f614057
@@ -615,7 +553,7 @@ def measure(
     parts = {"generation": lambda: generation_rows(plan), "history": lambda: history_cost(plan), "attention": lambda: attention_rows(plan),
              "training": lambda: [row for b in plan.batches for row in training_rows(plan, b)] + training_rows(plan._replace(rounds=min(3, plan.rounds)), largest, joint=True)
                                  + training_rows(plan, largest, kept=True),   # last, as memory then stays kept
-             "parts": lambda: time_shares(plan), "bf16": lambda: bf16_curve(plan), "gpu": lambda: gpu_part(plan)}
+             "parts": lambda: time_shares(plan), "bf16": lambda: bf16_curve(plan)}
     if unknown := set(only) - set(parts): raise ValueError(f"unknown part {sorted(unknown)[0]!r}: choose from {list(parts)}")
     with fresh_cache():     # compile times are those of a first run
         for name, part in parts.items():
@@ -630,7 +568,7 @@ def bench_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m colanb.bench", description="Measure training, attention and generation against the plain implementation.")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, under a minute: checks that everything runs")
     parser.add_argument("--out", type=Path, default=ROOT / "data/results/speed", help="folder of speed.json and speed.md (default: data/results/speed)")
-    parser.add_argument("--part", action="append", default=[], choices=("training", "parts", "attention", "bf16", "generation", "history", "gpu"),
+    parser.add_argument("--part", action="append", default=[], choices=("training", "parts", "attention", "bf16", "generation", "history"),
                         help="measure this part again and keep the others of an earlier run (may be repeated)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads (default: all cores)")
     return parser

@@ -41,7 +41,7 @@ def put(made: Path, path: Path) -> None:
     flush(path.parent)
 
 # %% ../nbs/29_checkpoint.ipynb #ec5b9ad4
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:  # `write` fills the temporary path
+def write_atomically(path: Path | str, write: Callable[[Path], None]) -> None:  # `write` fills the temporary path
     "Fill a temporary path beside `path`, flush it to disk, and rename it."
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -100,7 +100,7 @@ def cause_of(error: BaseException) -> BaseException:
 
 # %% ../nbs/29_checkpoint.ipynb #3f11a728
 def save_checkpoint(
-    folder: Path,            # of the run's checkpoints
+    folder: Path | str,      # of the run's checkpoints
     step: int,
     model: nn.Module,
     optimizers: list[torch.optim.Optimizer],

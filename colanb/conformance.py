@@ -11,7 +11,7 @@ __all__ = ['TOLERANCE', 'SECTIONS', 'Line', 'compare', 'Fixture', 'flat', 'cache
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -254,7 +254,7 @@ def conform(fixture: Fixture) -> Iterator[Line]:
         if array in fixture: yield from section(fixture)
 
 # %% ../nbs/35_conformance.ipynb #027546e4
-def summary(lines: Sequence[Line], unused: Sequence[str] = ()) -> dict[str, Any]:  # unused: recorded arrays nothing has read
+def summary(lines: Sequence[Line], unused: Collection[str] = ()) -> dict[str, Any]:  # unused: recorded arrays nothing has read
     "The last line: worst error, number of wrong ids, and whether all is well."
     errors = [line.max_abs_err for line in lines if not line.mismatched]
     return {"arrays": len(lines), "worst_error": None if None in errors else max(errors, default=0.0),

@@ -78,7 +78,7 @@ def read_txt(path: Path, where: str) -> Iterator[Document | Defect]:  # file, an
     else: yield Document(path.stem, text)
 
 # %% ../nbs/10_data.ipynb #1730ac8f
-def json_text(line: bytes, field: str) -> tuple[str | None, str]:  # one line -> (rule it breaks or None, text)
+def json_text(line: bytes, field: str) -> tuple[str | None, Any]:  # one line -> (rule it breaks or None, the field: a text if it breaks none)
     "Text of one JSON line, or the rule it breaks."
     try: record = json.loads(line.decode())
     except UnicodeDecodeError: return "invalid UTF-8", ""
@@ -304,7 +304,7 @@ def assign_splits(names: list[str], digests: list[str], config: DataConfig) -> l
     return list(splits)
 
 # %% ../nbs/10_data.ipynb #c467496a
-def first_fit(lengths: Sequence[int], size: int) -> np.ndarray:  # piece lengths in 1..size -> bin of each piece
+def first_fit(lengths: Sequence[int] | Int[np.ndarray, "n"], size: int) -> np.ndarray:  # piece lengths in 1..size -> bin of each piece
     "Put each piece into the first bin of `size` with room for it."
     bins, opened = np.empty(len(lengths), np.int64), 0
     queues, first = [[] for _ in range(size + 1)], np.full(size + 1, np.iinfo(np.int64).max)  # bins by free room; lowest of each
@@ -365,7 +365,7 @@ def read_sequences(path: Path) -> Int[np.ndarray, "n l"]:  # a read-only view of
 # %% ../nbs/10_data.ipynb #751099b5
 class Shards:
     "Sequences in several memory-mapped files as one array: rows are read when they are asked for."
-    def __init__(self, parts: list[Int[np.ndarray, "n l"]], length: int):   # tokens per sequence
+    def __init__(self, parts: list[Int[np.ndarray, "_ l"]], length: int):   # tokens per sequence
         self.parts, self.starts = parts, np.cumsum([0, *map(len, parts)])
         self.shape = (int(self.starts[-1]), length)
 
@@ -373,7 +373,7 @@ class Shards:
 
     def __iter__(self) -> Iterator[Int[np.ndarray, "l"]]: return (row for part in self.parts for row in part)
 
-    def __getitem__(self, rows: int | slice | Int[np.ndarray, "r"]) -> Int[np.ndarray, "r l"]:
+    def __getitem__(self, rows: int | slice | Int[np.ndarray, "r"]) -> Int[np.ndarray, "r l"] | Int[np.ndarray, "l"]:
         wanted = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.atleast_1d(rows)
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(self): raise IndexError(f"rows {wanted.min()} to {wanted.max()} of {len(self)}")
         found, shard = np.empty((len(wanted), self.shape[1]), np.int32), np.searchsorted(self.starts, wanted, "right") - 1
@@ -386,7 +386,7 @@ class Batches:
 
     def __init__(
         self,
-        sequences: Int[np.ndarray, "n l"],
+        sequences: Int[np.ndarray, "n l"] | Shards,
         batch_size: int,  # sequences per batch
         seed: int,
     ):

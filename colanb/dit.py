@@ -92,7 +92,7 @@ class DiT(nn.Module):
         z: Float[Tensor, "b n d"],
         time: Times,
         positions: Int[Tensor, "*b n"],
-        sight: Visibility | Tensor | None,
+        sight: Visibility | Bool[Tensor, "*r #n m"] | None,
         cache: KVCache | None = None,
         whole: bool = False,
     ) -> Float[Tensor, "b q c"]:

@@ -58,7 +58,7 @@ def wilson(
 
 # %% ../nbs/40_estimators.ipynb #7acb20e1
 def mean_interval(
-    values: Sequence[float], # one number per seed (or per pair)
+    values: Sequence[float] | Float[np.ndarray, "n"], # one number per seed (or per pair)
     level: float = 0.95,     # confidence, in (0, 1)
     unit: str = "",          # unit of the values
 ) -> Estimate:               # interval NaN for a single value
@@ -127,8 +127,8 @@ def crossed_bootstrap(
 
 # %% ../nbs/40_estimators.ipynb #b1715344
 def paired_difference(
-    a: Sequence[float],  # outcomes of the first setting
-    b: Sequence[float],  # outcomes of the second, in the same order of seeds or items
+    a: Sequence[float] | Float[np.ndarray, "n"],  # outcomes of the first setting
+    b: Sequence[float] | Float[np.ndarray, "n"],  # outcomes of the second, in the same order of seeds or items
     level: float = 0.95, # confidence, in (0, 1)
     unit: str = "",      # unit of the outcomes
 ) -> Estimate:           # mean of a - b; n counts pairs

@@ -134,7 +134,7 @@ def decoder_terms(
     config: FlowConfig,
     generator: torch.Generator,
     rows: slice = EVERY,            # rows of the batch that are asked for
-) -> tuple[Posterior, Float[Tensor, "b n d"], dict[str, Tensor]]:
+) -> tuple[Posterior, Float[Tensor, "r n d"], dict[str, Float[Tensor, ""]]]:
     "Posterior, a sample of it, and reconstruction, mask loss and accuracy, in one pass."
     mine, inputs, hit = ids[rows], ids[rows], None
     if config.lambda_mask:

@@ -8,7 +8,7 @@ __all__ = ['Opened', 'Request', 'split_pair', 'opened', 'HarnessScorer', 'harnes
 # %% ../nbs/47_harness.ipynb #eaae6b92
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from .baselines import Baseline, make_sampler, open_model, text_likelihood
 from .config import RunConfig, stream
@@ -18,6 +18,7 @@ from .hub import ColaModel, load
 from .likelihood import ODEConfig, TextScorer, likelihood, log_weights
 
 # %% ../nbs/47_harness.ipynb #47a2f5c5
+@runtime_checkable
 class Request(Protocol):
     "What the harness asks: (context, continuation), (text,) or (context, settings)."
     args: tuple
@@ -70,7 +71,7 @@ class HarnessScorer:
         self.max_length, self.batch_size = max_length or self.run.data.seq_len, batch_size
         self.greedy, self.seed, self.progress = greedy, seed, progress
 
-    def score(self, tokens: list[list[int]], known: list[int]) -> list[float]:
+    def score(self, tokens: Sequence[list[int]], known: Sequence[int]) -> list[float]:
         "The estimate for each text, in nats."
         if isinstance(self.model, Baseline):
             return [t.value for t in text_likelihood(self.model, [ids[:k] for ids, k in zip(tokens, known)], [ids[k:] for ids, k in zip(tokens, known)], max(self.samples, 2), self.seed)]

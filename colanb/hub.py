@@ -6,11 +6,12 @@
 __all__ = ['DIT_DEFAULTS', 'VAE_DEFAULTS', 'DIT_FIELDS', 'VAE_FIELDS', 'DIT_NAMES', 'VAE_NAMES', 'dit_config', 'vae_config',
            'merge_settings', 'dit_settings', 'vae_settings', 'released_parts', 'to_release', 'StoredTensors',
            'check_tensors', 'rope_tensors', 'fill', 'ReleasedTokenizer', 'ColaModel', 'released_part', 'read_release',
-           'write_release', 'load', 'twin']
+           'write_release', 'load', 'halved', 'ship', 'shipped_model', 'twin']
 
 # %% ../nbs/34_hub.ipynb #fad50e82
 import json
 import re
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,12 +21,12 @@ import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
 from torch import Tensor, nn
 
-from .config import DataConfig, DiTConfig, RunConfig, SampleConfig, VAEConfig
+from .config import ROOT, DataConfig, DiTConfig, RunConfig, SampleConfig, VAEConfig
 from .data import Tokenizer
 from .dit import DiT
 from .flow import ColaDLM
@@ -162,7 +163,7 @@ def to_release(tensors: Mapping[str, Tensor], names: Mapping) -> dict[str, Tenso
 # %% ../nbs/34_hub.ipynb #bae664e6
 class StoredTensors(Mapping):
     "The tensors of a folder's safetensors files, each read when asked for; `ValueError` where they cannot be."
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path | str):
         self.folder, self.files = Path(folder), {}
         paths = sorted(self.folder.glob("*.safetensors"))
         if not paths:
@@ -317,6 +318,36 @@ def load(
     if (folder / "run.json").exists(): return ColaModel(*load_model(folder, device))
     if not (folder / "cola_dit").is_dir(): raise ValueError(f"{name} holds neither run.json nor cola_dit/: not a model folder, or not trained yet")
     return read_release(folder).to(device)
+
+# %% ../nbs/34_hub.ipynb #63985bab
+def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    "Weights in bfloat16; integers stay as they are."
+    return {name: x.to(torch.bfloat16) if x.is_floating_point() else x for name, x in tensors.items()}
+
+# %% ../nbs/34_hub.ipynb #b5056f9e
+def ship(
+    folder: Path,   # a trained model folder of a Cola DLM
+    out: Path,      # written, replaced if it is there
+) -> None:
+    "Write a model for use alone; `ValueError` if there is no prior."
+    source = next((folder / name for name in ("dit_ema.safetensors", "dit.safetensors") if (folder / name).exists()), None)
+    if source is None: raise ValueError(f"{folder} holds no dit.safetensors: a VAE without a prior writes nothing")
+    run = RunConfig.model_validate_json((folder / "run.json").read_text())
+    run = run.replace(dit=run.dit.replace(next_head=False), flow=run.flow.replace(lambda_next=0.0))
+    dit = {name: x for name, x in load_file(source).items() if not name.startswith("following.")}
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(halved(dit), out / "dit.safetensors")
+    save_file(halved(load_file(folder / "vae.safetensors")), out / "vae.safetensors")
+    (out / "run.json").write_text(run.model_dump_json(indent=1) + "\n")
+    shutil.copyfile(folder / "tokenizer.json", out / "tokenizer.json")
+
+# %% ../nbs/34_hub.ipynb #d5ed8ed1
+def shipped_model(name: str = "english") -> Path:
+    "Folder of a model that comes with the package; `ValueError` for an unknown one."
+    place = Path(__file__).parent / "models" if "__file__" in globals() else ROOT / "colanb/models"
+    known = sorted(path.parent.name for path in place.glob("*/run.json"))
+    if name not in known: raise ValueError(f"model {name!r}: choose from {', '.join(known) or 'none, the package holds none'}")
+    return place / name
 
 # %% ../nbs/34_hub.ipynb #8882eb91
 def twin(model: nn.Module, **changes: Any) -> nn.Module:  # DiT or TextVAE; fields of its config

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -179,6 +179,7 @@ class MixturePath(NamedTuple):
         return self.means[k] + sd * torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype), k
 
 # %% ../nbs/44_likelihood.ipynb #ce6f0eca
+@runtime_checkable
 class LatentModel(Protocol):
     "A posterior, a decoder and a prior; every result has one number per row of `x`."
     def infer(self, x, generator: torch.Generator) -> tuple[Tensor, Float[Tensor, "b"]]: "A draw z0 of q(z0|x) and log q(z0|x)."
@@ -490,7 +491,7 @@ class TextScorer:
     def flow(self,
         z: Float[Tensor, "b n d"],           # clean latents; noise where they are to be drawn
         free: Bool[Tensor, "b n"],           # latents whose density is wanted, given all before them and the held ones of their block
-        generator: torch.Generator,
+        generator: torch.Generator | None,
         draw: bool = False,                  # carry noise to data instead
     ) -> tuple[Float[Tensor, "b n d"], Density]:  # latents with the drawn ones in place, density of the free ones per sequence
         "Carry every block that has free latents, all under their own history (Eq 3.3)."

@@ -34,7 +34,7 @@ def house_style() -> None:
         "figure.dpi": 110, "svg.hashsalt": "colanb", "svg.fonttype": "path", "figure.constrained_layout.use": True})
 
 # %% ../nbs/42_plots.ipynb #52b16e2f
-def save_figure(figure: Figure, path: Path, table: pd.DataFrame | None = None) -> None:  # table: the numbers drawn
+def save_figure(figure: Figure, path: Path | str, table: pd.DataFrame | None = None) -> None:  # table: the numbers drawn
     "Write the SVG without a date, and the numbers beside it as CSV."
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})

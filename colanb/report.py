@@ -174,14 +174,14 @@ def judge(
     return {"verdict": "NT" if untested else "R" if ok else "NR", "note": untested or note}
 
 # %% ../nbs/52_report.ipynb #fccb4b7f
-def write_verdicts(path: Path, verdicts: list[Verdict], **about: Any) -> pd.DataFrame:  # about: profile, run, seeds, ...
+def write_verdicts(path: Path | str, verdicts: list[Verdict], **about: Any) -> pd.DataFrame:  # about: profile, run, seeds, ...
     "Write verdicts as JSON and return them as a table."
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([{**v.model_dump(), **about} for v in verdicts], indent=1) + "\n")
     return pd.DataFrame([v.model_dump() for v in verdicts])
 
 # %% ../nbs/52_report.ipynb #5b0c6e1d
-def read_verdicts(folder: Path) -> pd.DataFrame:  # a folder of figures -> a verdict per row, in the order of their ids
+def read_verdicts(folder: Path | str) -> pd.DataFrame:  # a folder of figures -> a verdict per row, in the order of their ids
     "All verdicts that figures left in `folder`, with the figure's slug; other JSON files are passed over."
     found = [(path.stem, json.loads(path.read_text())) for path in sorted(Path(folder).glob("*.json"))]
     rows = [{"slug": slug, **v} for slug, content in found if isinstance(content, list) for v in content if "verdict" in v]

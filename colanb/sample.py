@@ -28,11 +28,11 @@ from .vae import TextVAE
 # %% ../nbs/32_sample.ipynb #a0e803c7
 def solver_step(
     velocity: Callable[[Tensor, float], Tensor],  # (z, t) -> dz/dt
-    z: Float[Tensor, "b s d"],
-    t: float,
-    t_next: float,             # below t
+    z: Float[Tensor, "*b"],
+    t: float | Float[Tensor, ""],
+    t_next: float | Float[Tensor, ""],  # below t
     solver: str = "euler",     # 'euler' or 'heun'
-) -> Float[Tensor, "b s d"]:
+) -> Float[Tensor, "*b"]:
     "Integrate the velocity over one interval."
     first = velocity(z, t)
     euler = z + (t_next - t) * first
@@ -73,7 +73,7 @@ def filter_logits(
     return logits
 
 # %% ../nbs/32_sample.ipynb #26d1ab31
-def choose_tokens(logits: Float[Tensor, "l v"], history: Int[Tensor, "m"], config: SampleConfig, generator: torch.Generator) -> Int[Tensor, "l"]:
+def choose_tokens(logits: Float[Tensor, "l v"], history: Int[Tensor, "m"], config: SampleConfig, generator: torch.Generator | None) -> Int[Tensor, "l"]:
     "Greedy or drawn ids for each position."
     logits = filter_logits(logits.float(), history, config)
     if config.temperature == 0: return logits.argmax(-1)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool, Real
 from tqdm import tqdm
 
 from .baselines import Baseline, make_sampler, text_likelihood
@@ -50,7 +51,7 @@ def items_of(
     return {name: [Item.model_validate(item) for item in testbed.items(name, count, tasks.seed, split)] for name in names}
 
 # %% ../nbs/43_sweep.ipynb #156e5fb6
-def row(seed: int, setting: dict, metric: str, outcomes: list[float], **more: Any) -> dict:
+def row(seed: int, setting: dict, metric: str, outcomes: list[float] | Real[np.ndarray, "n"] | Bool[np.ndarray, "n"], **more: Any) -> dict:
     "A result row: mean, n and, for 0/1 outcomes, the outcomes themselves."
     values = [float(x) for x in outcomes]
     binary = set(values) <= {0.0, 1.0}
@@ -223,7 +224,7 @@ def run_sweep(
     return pd.DataFrame(rows)
 
 # %% ../nbs/43_sweep.ipynb #b50a575b
-def publish_logs(run: str, vae: str, out: Path) -> pd.DataFrame:  # run, the run whose VAE it used, data/results/train/<run>
+def publish_logs(run: str, vae: str, out: Path | str) -> pd.DataFrame:  # run, the run whose VAE it used, data/results/train/<run>
     "Copy each seed's executed notebooks and write one table of the stages' logs, with columns stage and seed."
     out, logs = Path(out), []
     out.mkdir(parents=True, exist_ok=True)

@@ -34,12 +34,12 @@ from .train import fit
 from .vae import Posterior
 
 # %% ../nbs/48_toys.ipynb #89a36707
-def entropy(p: Float[np.ndarray, "*b k"]) -> Float[np.ndarray, "*b"]:  # distributions along the last axis
+def entropy(p: Float[np.ndarray, "*b k"]) -> Float[np.ndarray, "*b"] | float:  # distributions along the last axis
     "Entropy in nats."
     return -xlogy(p, p).sum(-1)
 
 # %% ../nbs/48_toys.ipynb #b261ba75
-def kl(p: Float[np.ndarray, "*b k"], q: Float[np.ndarray, "*b k"]) -> Float[np.ndarray, "*b"]:
+def kl(p: Float[np.ndarray, "*b k"], q: Float[np.ndarray, "*#b k"]) -> Float[np.ndarray, "*b"] | float:
     "KL(p || q) in nats."
     return rel_entr(p, q).sum(-1)
 
@@ -81,9 +81,9 @@ def random_model(texts: int, values: int, rng: np.random.Generator) -> TableMode
 def gaussian_kl(
     mean: Float[np.ndarray, "*b d"],
     cov: Float[np.ndarray, "d d"],
-    other_mean: Float[np.ndarray, "*b d"],
+    other_mean: Float[np.ndarray, "*#b d"],
     other_cov: Float[np.ndarray, "d d"],
-) -> Float[np.ndarray, "*b"]:
+) -> Float[np.ndarray, "*b"] | float:
     "KL(N(mean, cov) || N(other_mean, other_cov)) in nats, over a batch of means."
     inverse, shift = np.linalg.inv(other_cov), np.asarray(mean) - np.asarray(other_mean)
     logdets = np.linalg.slogdet(other_cov)[1] - np.linalg.slogdet(cov)[1]
@@ -342,7 +342,7 @@ def factor_code(source: Source, sd: float, positions: tuple[int, ...] = (0, 1)) 
     return MixturePath(torch.tensor(source.p), grid - grid.mean(0), sd)
 
 # %% ../nbs/48_toys.ipynb #abda9f44
-def nearest_words(z: Float[Tensor, "b m"], table: Float[Tensor, "v d"], allowed: list[Int[np.ndarray, "k"]]) -> Int[np.ndarray, "b l"]:
+def nearest_words(z: Float[Tensor, "b m"], table: Float[Tensor, "v d"], allowed: list[Int[np.ndarray, "_"]]) -> Int[np.ndarray, "b l"]:
     "Round each token's embedding to the nearest word of its position."
     columns = [ids[torch.cdist(part, table[torch.tensor(ids)]).argmin(-1).numpy()] for part, ids in zip(z.split(table.shape[1], dim=-1), allowed)]
     return np.stack(columns, 1)

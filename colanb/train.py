@@ -148,7 +148,7 @@ def termination() -> Iterator[Callable[[], bool]]:
 # %% ../nbs/31_train.ipynb #fc503915
 class TrainingLog:
     "Rows of means over `log_every` steps, kept in a CSV that survives a crash."
-    def __init__(self, path: Path, rows: list[dict] | None = None):
+    def __init__(self, path: Path | str, rows: list[dict] | None = None):
         self.path, self.rows, self.window = Path(path), rows or [], []
 
     def write(self, **row) -> None:
@@ -319,7 +319,7 @@ def write_weights(folder: Path, parts: dict[str, nn.Module]) -> None:  # file na
         if current_group().main: save_file(tensors, folder / f"{name}.safetensors")
 
 # %% ../nbs/31_train.ipynb #564b0f5a
-def write_folder(folder: Path, parts: dict[str, nn.Module], run: RunConfig, tokenizer: Tokenizer) -> None:  # parts: file name -> module
+def write_folder(folder: Path | str, parts: dict[str, nn.Module], run: RunConfig, tokenizer: Tokenizer) -> None:  # parts: file name -> module
     "Write `<part>.safetensors` for each part, the tokenizer and the configuration."
     folder = Path(folder)
     write_weights(folder, parts)
@@ -328,13 +328,13 @@ def write_folder(folder: Path, parts: dict[str, nn.Module], run: RunConfig, toke
     (folder / "run.json").write_text(run.model_dump_json(indent=1))
 
 # %% ../nbs/31_train.ipynb #b93fa06f
-def save_model(folder: Path, model: ColaDLM, run: RunConfig, tokenizer: Tokenizer) -> None:
+def save_model(folder: Path | str, model: ColaDLM, run: RunConfig, tokenizer: Tokenizer) -> None:
     "Write a model folder."
     write_folder(folder, {"vae": model.vae} | ({"dit": model.dit} if model.dit is not None else {}), run, tokenizer)
 
 # %% ../nbs/31_train.ipynb #88ae1637
 def load_model(
-    folder: Path,
+    folder: Path | str,
     device: str = "cpu",
     ema: bool = False,      # the DiT's averaged weights
 ) -> tuple[RunConfig, ColaDLM, Tokenizer]:
@@ -388,7 +388,7 @@ def train_stage(
     parts: dict[str, nn.Module],   # what is written, by file name
     run: RunConfig,
     corpus: Corpus,
-    out: Path,                     # model folder
+    out: Path | str,               # model folder
     seed: int,
     stage: str,                    # vae, prior or baseline
     check: Callable[..., Loss],    # the loss on validation text
@@ -415,7 +415,7 @@ def train_stage(
 def train_vae(
     run: RunConfig,
     corpus: Corpus,
-    out: Path,     # model folder
+    out: Path | str, # model folder
     seed: int,
     device: str | None = None,
     scratch: Path | None = None,
@@ -432,8 +432,8 @@ def train_vae(
 def train_prior(
     run: RunConfig,
     corpus: Corpus,
-    vae_folder: Path | None,   # stage-1 model; None with strategy 'scratch'
-    out: Path,                 # model folder
+    vae_folder: Path | str | None, # stage-1 model; None with strategy 'scratch'
+    out: Path | str,           # model folder
     seed: int,
     on_eval: Callable[[nn.Module, int], dict[str, float]] | None = None,  # more columns for the log
     device: str | None = None,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .attention import KVCache, Visibility, attend, planned
+from .attention import BlockSight, KVCache, Visibility, attend, planned
 from .layers import MLP, Linear, Modulation, Rotary, Times, gate, linear, modulate
 
 # %% ../nbs/22_trunk.ipynb #7e5568fb
@@ -72,7 +72,7 @@ class SelfAttention(nn.Module):
         x: Float[Tensor, "b n c"],
         rotary: Rotary,
         table: tuple[Tensor, Tensor],                # angles of the positions of x
-        sight: Visibility | Bool[Tensor, "*b q n"] | None = None,
+        sight: Visibility | BlockSight | Bool[Tensor, "*r #q m"] | None = None,
         cache: KVCache | None = None,
         layer: int = 0,                              # layer of the cache
         keep: int | None = None,                     # queries of the last `keep` latents only
@@ -167,7 +167,7 @@ class Trunk(nn.Module):
     def forward(self,
         x: Float[Tensor, "b n c"],
         positions: Int[Tensor, "*b n"],
-        sight: Visibility | Bool[Tensor, "*b n m"] | None = None,
+        sight: Visibility | Bool[Tensor, "*r #n m"] | None = None,
         time: Times | None = None,
         cache: KVCache | None = None,
         whole: bool = False,                        # packed: the clean copy too

@@ -22,26 +22,26 @@ from .trunk import Trunk, TrunkConfig
 # %% ../nbs/23_vae.ipynb #f33e05fc
 class Posterior(NamedTuple):
     "A diagonal Gaussian for each latent."
-    mean: Float[Tensor, "b n d"]
-    logvar: Float[Tensor, "b n d"]
+    mean: Float[Tensor, "*b d"]
+    logvar: Float[Tensor, "*b d"]
 
-    def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "b n d"]:
+    def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "*b d"]:
         "mean + sigma * noise."
         return self.at(torch.randn(self.mean.shape, generator=generator, device=generator.device if generator else self.mean.device))
 
-    def at(self, noise: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def at(self, noise: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         "The sample that standard normal noise leads to."
         return self.mean + (0.5 * self.logvar).exp() * noise.to(self.mean)
 
-    def log_prob(self, z: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
+    def log_prob(self, z: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
         "log q(z|x) in nats per latent."
         return -0.5 * ((z - self.mean).square() / self.logvar.exp() + self.logvar + math.log(2 * math.pi)).sum(-1)
 
-    def entropy(self) -> Float[Tensor, "b n"]:
+    def entropy(self) -> Float[Tensor, "*b"]:
         "Entropy in nats per latent."
         return 0.5 * (self.logvar + math.log(2 * math.pi * math.e)).sum(-1)
 
-    def kl(self, other: "Posterior | None" = None) -> Float[Tensor, "b n"]:  # None: the standard normal
+    def kl(self, other: "Posterior | None" = None) -> Float[Tensor, "*b"]:  # None: the standard normal
         "KL(self || other) in nats per latent."
         mean, logvar = (other.mean, other.logvar) if other is not None else (torch.zeros_like(self.mean), torch.zeros_like(self.logvar))
         ratio = self.logvar - logvar

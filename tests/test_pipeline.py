@@ -63,8 +63,8 @@ def test_stage_depends_on_the_modules_its_notebook_imports(name, tmp_path):
     finder.run_script(str(script))
     for importer, other in BY_NAME.items():
         if importer in finder.modules: finder.import_hook(other)
-    wanted = {m for m in finder.modules if m.startswith("colanb.")}
-    assert set(CODE[name]) == {notebook} | {f"{m.replace('.', '/')}.py" for m in wanted}
+    wanted = {Path(module.__file__) for name, module in finder.modules.items() if name.split(".")[0] == "colanb"}
+    assert set(CODE[name]) == {notebook, *(str(path.relative_to(ROOT)) for path in wanted if WRITER["fingerprint"](path))}
     assert [d for d in stage(name)["deps"] if d.startswith(("nbs/", "colanb/", "pipeline/"))] == [f"pipeline/{name}.json"]
 
 

@@ -38,4 +38,9 @@ def test_portable_settings_give_the_same_bits(tmp_path, kind):
             found.append({"kind": kind, "portable": portable, "machine": name, "weights": weights[:16], "losses": losses, "seconds": round(time.monotonic() - began, 1)})
     record("machines", found, kind)
     assert len({f["weights"] for f in found if f["portable"]}) == 1
-    assert len({f["weights"] for f in found if not f["portable"]}) > 1     # else the emulation does nothing
+
+
+@pytest.mark.parametrize("name,expected", [("no AVX-512 in PyTorch", {"AVX2", "DEFAULT"}), ("no AVX in PyTorch", {"DEFAULT"})])
+def test_the_emulation_reaches_pytorch(name, expected):
+    said = subprocess.run([sys.executable, "-c", "import torch; print(torch.backends.cpu.get_cpu_capability())"], env=os.environ | MACHINES[name], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() in expected

