@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := . .venv/bin/activate &&
 
-.PHONY: help .venv lab repro figures test drift smoke bench mutants export executed gpu-pack gpu-merge
+.PHONY: help .venv lab repro figures test drift smoke bench mutants export lock executed gpu-pack gpu-merge
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[.a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,17 +20,17 @@ lab: .venv  ## open the notebooks in JupyterLab
 	$(VENV) jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
 repro: .venv  ## run the pipeline of the active profile: data, training, scores, figures
-	$(VENV) dvc repro
+	$(VENV) python .ci/pipeline && dvc repro
 
 figures: .venv  ## rebuild the figures from committed results, without training
-	$(VENV) dvc repro --allow-missing
+	$(VENV) python .ci/pipeline && dvc repro --allow-missing
 
 test: .venv drift  ## export drift, notebook tests, tests/; annotations are checked
 	$(VENV) COLANB_TYPECHECK=1 OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
 	$(VENV) OMP_NUM_THREADS=1 python -m pytest -q tests
 
-drift: .venv  ## check that colanb/ and README.md are what the notebooks give
-	$(VENV) python -m pytest -q tests/test_export.py -k drift
+drift: .venv  ## check that colanb/, README.md, dvc.yaml and pipeline/ are what the notebooks give
+	$(VENV) python -m pytest -q tests/test_export.py tests/test_pipeline.py -k drift
 
 smoke: .venv  ## the pipeline in its micro profile, in a temporary copy (SMOKE=--theory: with the theory)
 	$(VENV) python .ci/smoke $(SMOKE)
@@ -41,8 +41,11 @@ bench: .venv  ## measure the speed into data/results/speed, 10 to 15 minutes on 
 mutants: .venv  ## change the source in 25 places a module and see what the checks notice (MUTANTS="--modules flow --seed 1")
 	$(VENV) python -m tests.mutation --known $(MUTANTS)
 
-export: .venv  ## write colanb/ and README.md from the notebooks
-	$(VENV) nbdev_export && python .ci/readme > README.md
+export: .venv  ## write colanb/, README.md, dvc.yaml and pipeline/ from the notebooks
+	$(VENV) nbdev_export && python .ci/pipeline && python .ci/readme > README.md
+
+lock: .venv  ## after a proof that results stay the same: write the new fingerprints into dvc.lock (LOCK=--since COMMIT)
+	$(VENV) python .ci/lock $(LOCK)
 
 executed: .venv  ## run the library notebooks and the README's in place, keep their outputs
 	$(VENV) OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore:IProgress python -m nbconvert --to notebook --execute --inplace nbs/*.ipynb

@@ -1,9 +1,15 @@
-"dvc.yaml, params.yaml, the notebooks and the README's figure map agree."
+"dvc.yaml, params.yaml, notebooks and README's figure map agree; a stage depends on the code it runs, not on prose."
 import ast
 import json
 import re
+import shutil
+import subprocess
+import sys
+from modulefinder import ModuleFinder
 from pathlib import Path
+from runpy import run_path
 
+import nbformat
 import pytest
 from ruamel.yaml import YAML
 
@@ -13,42 +19,198 @@ ROOT = Path(__file__).resolve().parents[1]
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 PARAMS = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
 PROFILES = {name: value for name, value in PARAMS.items() if name != "profile"}
-
-
-def imported(source):
-    "colanb modules named in a piece of Python."
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.level == 1: yield node.module
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("colanb."): yield node.module.split(".")[1]
-
-
-def closure(names):
-    seen, todo = set(), list(names)
-    while todo:
-        name = todo.pop()
-        if name in seen: continue
-        seen.add(name)
-        todo += imported((ROOT / f"colanb/{name}.py").read_text())
-    return seen
+WRITER = run_path(str(ROOT / ".ci/pipeline"))
+SMOKE = run_path(str(ROOT / ".ci/smoke"))
+CODE = WRITER["code_of"](ROOT, STAGES)
+BY_NAME = {"colanb.train": "colanb.baselines"}   # imports that only a text names: importer -> imported
+VERSIONS = {11, 12, 13} - {sys.version_info.minor}
+OTHERS = list(filter(None, (shutil.which(f"python3.{version}") for version in sorted(VERSIONS))))
 
 
 def stage(name):
     return STAGES[name].get("do", STAGES[name])
 
 
+def copy_library(target):
+    "A copy of what the fingerprints are made from."
+    for name in ("settings.ini", "setup.py", "README.md", "LICENSE"): shutil.copy(ROOT / name, target)
+    left_out = shutil.ignore_patterns("__pycache__", "models")
+    for name in ("nbs", "colanb"): shutil.copytree(ROOT / name, target / name, ignore=left_out)
+
+
+def edit(path, pattern, new, kind="code"):
+    "Replace the first match in a notebook's cells of a kind; there must be one."
+    notebook = nbformat.read(path, as_version=4)
+    for cell in (cell for cell in notebook.cells if cell.cell_type == kind):
+        cell.source, changed = re.subn(pattern, new, cell.source, count=1, flags=re.M)
+        if changed: nbformat.write(notebook, path); return
+    raise AssertionError(f"{path.name} has no {pattern}")
+
+
+def test_drift_of_pipeline():
+    "The script changes nothing: dvc.yaml and the fingerprints are those of the table and the code."
+    made = WRITER["files_of"](ROOT)
+    paths = [ROOT / "dvc.yaml", *sorted((ROOT / "pipeline").iterdir())]
+    kept = {str(path.relative_to(ROOT)): path.read_text() for path in paths}
+    assert made.keys() == kept.keys(), "a stage was added or removed: run `make export`"
+    assert [name for name in made if made[name] != kept[name]] == [], "run `make export`"
+
+
 @pytest.mark.parametrize("name", STAGES)
-def test_stage_depends_on_the_modules_its_notebook_imports(name):
-    notebook = re.search(r"nbs/exp/\w+\.ipynb", stage(name)["cmd"]).group(0)
-    cells = json.loads((ROOT / notebook).read_text())["cells"]
-    source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    wanted = {notebook} | {f"colanb/{m}.py" for m in closure({*imported(source), "run"})}
-    declared = {d for d in stage(name)["deps"] if d.startswith(("nbs/", "colanb/"))}
-    assert declared == wanted
+def test_stage_depends_on_the_modules_its_notebook_imports(name, tmp_path):
+    "The fingerprints are of exactly the modules that Python's own finder reaches from the notebook and its runner."
+    notebook = re.search(r"nbs/exp/[\w/]+\.ipynb", stage(name)["cmd"]).group(0)
+    cells = nbformat.read(ROOT / notebook, as_version=4).cells
+    script = tmp_path / "notebook.py"
+    script.write_text("\n".join(["import colanb.run", *(cell.source for cell in cells if cell.cell_type == "code")]))
+    finder = ModuleFinder(path=[str(ROOT)])
+    finder.run_script(str(script))
+    for importer, other in BY_NAME.items():
+        if importer in finder.modules: finder.import_hook(other)
+    wanted = {Path(module.__file__) for found, module in finder.modules.items() if found.split(".")[0] == "colanb"}
+    files = {str(path.relative_to(ROOT)) for path in wanted if WRITER["fingerprint"](path)}
+    assert set(CODE[name]) == files | {notebook}
+    code = [dep for dep in stage(name)["deps"] if dep.startswith(("nbs/", "colanb/", "pipeline/"))]
+    assert code == [f"pipeline/{name}.json"]
+
+
+@pytest.fixture
+def tree(tmp_path):
+    "A library in folders, and a notebook in a folder that imports one module of it."
+    files = {
+        "__init__": '__version__ = "1"', "run": "z = 1", "config": "A = 1", "unused": "y = 'colanb.run: not a module'",
+        "model/__init__": "", "model/vae": "from ..config import A\nfrom . import dit",
+        "model/dit": "import colanb.text as text", "lab": "x = 2",
+        "text/__init__": "from .words import split", "text/words": "def split():\n    from ..learn.deep.fit import fit",
+        "learn/__init__": "", "learn/deep/__init__": "",
+        "learn/deep/fit": "from ...model import dit\nx = import_module('colanb.lab')",
+    }
+    for name, source in files.items():
+        path = tmp_path / f"colanb/{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+    (tmp_path / "nbs/exp/rq").mkdir(parents=True)
+    cells = [nbformat.v4.new_code_cell("from colanb.model.vae import VAE")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "nbs/exp/rq/60_figure.ipynb")
+    return tmp_path
+
+
+def test_imports_are_followed_through_subpackages(tree):
+    "Relative imports with several dots, packages that import, late imports, imports by text, notebooks in folders."
+    modules = ["run", "config", "model/vae", "model/dit", "text/__init__", "text/words", "learn/deep/fit", "lab"]
+    found = WRITER["code_of"](tree, ["figure"])["figure"]
+    assert set(found) == {"nbs/exp/rq/60_figure.ipynb", *(f"colanb/{name}.py" for name in modules)}
+
+
+def test_what_is_missing_is_named(tree):
+    with pytest.raises(ValueError, match="other has 0 notebooks NN_other"): WRITER["code_of"](tree, ["other"])
+    (tree / "colanb/config.py").write_text("from .gone import A")
+    with pytest.raises(ValueError, match="colanb.gone"): WRITER["code_of"](tree, ["figure"])
+    (tree / "nbs/exp/pipeline.yaml").write_text("steps: {}\nfigures: {rq1: {reslts: rq1}}\nstudied: {}\nplots: []\n")
+    with pytest.raises(ValueError, match="rq1 has .'reslts'.*results"): WRITER["table_of"](tree)
+
+
+def test_prose_reruns_nothing(tmp_path):
+    "Text cells, comments, docstrings and descriptions of settings, edited and exported: the same fingerprints."
+    copy_library(tmp_path)
+    edit(tmp_path / "nbs/00_config.ipynb", r"\Z", "\nMore about settings.", kind="markdown")
+    edit(tmp_path / "nbs/00_config.ipynb", r'description="', 'description="in other words, ')
+    edit(tmp_path / "nbs/24_dit.ipynb", r'^(    )"', r'\1"In other words: ')
+    edit(tmp_path / "nbs/24_dit.ipynb", r"^(class \w+.*):(.*)$", r"\1:   # a new comment")
+    edit(tmp_path / "nbs/exp/67_rq3_cfg.ipynb", r"\Z", "\nMore about guidance.", kind="markdown")
+    edit(tmp_path / "nbs/exp/67_rq3_cfg.ipynb", r"\Z", "   # a new comment")
+    subprocess.run([Path(sys.executable).with_name("nbdev_export")], cwd=tmp_path, check=True, capture_output=True)
+    for name in ("colanb/config.py", "colanb/dit.py"): assert (tmp_path / name).read_text() != (ROOT / name).read_text()
+    assert WRITER["code_of"](tmp_path, STAGES) == CODE
+
+
+@pytest.mark.parametrize("module", ["dit", "plots", "toys"])
+def test_an_operator_reruns_the_stages_that_use_it(module, tmp_path):
+    copy_library(tmp_path)
+    path = tmp_path / f"colanb/{module}.py"
+    tree = ast.parse(path.read_text())
+    product = next(node for node in ast.walk(tree) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult))
+    product.op = ast.Div()
+    path.write_text(ast.unparse(tree))
+    code = WRITER["code_of"](tmp_path, STAGES)
+    users = {name for name in STAGES if f"colanb/{module}.py" in CODE[name]}
+    assert {name for name in STAGES if code[name] != CODE[name]} == users and 0 < len(users) < len(STAGES)
+    for name in users:
+        changed = [file for file in code[name] if code[name][file] != CODE[name][file]]
+        assert changed == [f"colanb/{module}.py"]
+
+
+@pytest.mark.parametrize("before, after", [
+    ("x = f(1, 2)", "x = f(1, 3)"), ("x = f(1, 2)", "x = f(1, 2)\ny = 1"), ("x = 'y'", "x = 'z'"),
+    ("x = f'{y:{z}}'", "x = f'{y:{z}}.'"),
+    ("def f(a=1): return a * 2", "def f(a=2): return a * 2"), ("def f(a=1): return a * 2", "def f(a=1): return a + 2"),
+    ("b = Field(1, description='x')", "b = Field(2, description='x')"), ("b = Field(1, ge=0)", "b = Field(1, gt=0)"),
+    ("x = other(description='x')", "x = other(description='y')"), ("if x: y()", "if x: y()\nelse: z()"),
+    ("x = None", "x = True")])
+def test_code_changes_the_fingerprint(before, after, tmp_path):
+    for name, source in {"before": before, "after": after}.items(): (tmp_path / f"{name}.py").write_text(source)
+    assert WRITER["fingerprint"](tmp_path / "before.py") != WRITER["fingerprint"](tmp_path / "after.py")
+
+
+@pytest.mark.parametrize("before, after", [
+    ("x = f(1, 2)", "# why\nx = f(1,\n    2)  # how\n"), ("def f(): return 1", "def f():\n    'What.'\n    return 1"),
+    ("class A: pass", "class A:\n    'What.'"), ("x = 1", "'About.'\nx = 1"),
+    ("async def f(): await g()", "async def f():\n    'What.'\n    await g()"),
+    ("b = Field(1, description='x')", "b = Field(1)"),
+    ("b = pydantic.Field(1, description='x')", "b = pydantic.Field(1, description='y')"),
+    ("__version__ = '1'\nx = 1", "__version__ = '2'\nx = 1")])
+def test_prose_leaves_the_fingerprint(before, after, tmp_path):
+    for name, source in {"before": before, "after": after}.items(): (tmp_path / f"{name}.py").write_text(source)
+    assert WRITER["fingerprint"](tmp_path / "before.py") == WRITER["fingerprint"](tmp_path / "after.py")
+
+
+def test_cells_count_as_the_runner_sees_them(tmp_path):
+    "Which cell holds the parameters, where cells end and a text that one shows count; comments and text cells do not."
+    def mark(*sources, tagged=0, extra=()):
+        cells = [nbformat.v4.new_code_cell(source) for source in sources]
+        cells[tagged].metadata["tags"] = ["parameters"]
+        nbformat.write(nbformat.v4.new_notebook(cells=[*cells, *extra]), tmp_path / "x.ipynb")
+        return WRITER["fingerprint"](tmp_path / "x.ipynb")
+    plain = mark("a = 1", "a")
+    assert mark("a = 1  # one", "a", extra=[nbformat.v4.new_markdown_cell("text")]) == plain
+    others = [mark("a = 1", "a", tagged=1), mark("a = 1\na"), mark("a = 1", "a;")]
+    others += [mark("a = 1", "a", "'shown'"), mark("a = 1", "a", "'another'")]
+    assert len({plain, *others}) == 6
+
+
+def test_fingerprint_is_the_same_from_every_python(tmp_path):
+    "Formatted texts, numbers, foreign characters: there trees or their printing differ between 3.11, 3.12 and 3.13."
+    path = tmp_path / "texts.py"
+    path.write_text("""a = f"{x=} {y!r:>{x}} b" "c" f"{x:{y}}{{}}" f"" f"{x:%Y}\\n" 'é\u2028'\nb = [1_000, 1e400, b"\\0", ..., None]\ndef f(): "doc"\n""")
+    assert WRITER["fingerprint"](path) == "2185b82211fb33340863cc3aa450364e601ccf18d9ce20095eef1af3700811f6"
+
+
+@pytest.mark.parametrize("python", OTHERS)
+def test_fingerprints_are_those_of_another_python(python):
+    if subprocess.run([python, "--version"], capture_output=True).returncode: pytest.skip(f"{python} does not run")
+    code = "import json, runpy, sys; from pathlib import Path; mark = runpy.run_path(sys.argv[1])['fingerprint']; "
+    code += "print(json.dumps([mark(Path(name)) for name in sys.argv[2:]]))"
+    files = [*sorted((ROOT / "colanb").rglob("*.py")), *sorted((ROOT / "nbs/exp").rglob("*.ipynb"))]
+    command = [python, "-W", "ignore", "-c", code, ROOT / ".ci/pipeline", *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [WRITER["fingerprint"](path) for path in files]
+
+
+def test_a_fresh_clone_has_nothing_to_run(tmp_path):
+    "Committed results are those of the committed code and settings; without trained models they are not made again."
+    SMOKE["copy_tree"](ROOT, tmp_path)
+    shutil.copy(ROOT / "dvc.lock", tmp_path)
+    command = [Path(sys.executable).with_name("dvc"), "repro", "--dry", "--allow-missing"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    running = re.findall(r"Running stage '([^']+)'", done.stdout)
+    assert running == [], "out of date: `dvc repro`, or `make lock` after a proof that the results are the same"
+    assert len(re.findall(r"didn't change, skipping", done.stdout)) > len(STAGES)
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_stage_is_named_after_its_notebook(name):
-    notebook = re.search(r"nbs/exp/\d+_(\w+)\.ipynb", stage(name)["cmd"]).group(1)
+    notebook = re.search(r"nbs/exp/(?:\w+/)*\d+_(\w+)\.ipynb", stage(name)["cmd"]).group(1)
     assert notebook == name
 
 
@@ -90,7 +252,7 @@ def test_figure_map_lists_every_figure_stage():
     readme = (ROOT / "README.md").read_text()
     for name in STAGES:
         if not any("${profile.figures}" in str(out) for out in stage(name)["outs"]): continue
-        notebook = re.search(r"nbs/exp/\w+\.ipynb", stage(name)["cmd"]).group(0)
+        notebook = re.search(r"nbs/exp/[\w/]+\.ipynb", stage(name)["cmd"]).group(0)
         assert f"]({notebook})" in readme, f"{name}: no link to {notebook}"
         assert f"](figures/{name}.ipynb)" in readme, f"{name}: no link to the executed notebook"
 
