@@ -324,7 +324,7 @@ def planned(
     if not isinstance(sight, Visibility) or not isinstance(sight.block_size, int): return sight
     if backend == "sdpa" and device.type == "cuda": backend = "flex" if training else "masked"
     if backend == "flex": return BlockSight(_flex_mask(sight, str(device)))
-    if backend == "masked" and device.type == "cuda": return sight.mask(str(device))
+    if backend == "masked": return sight.mask(str(device))
     return sight
 
 # %% ../nbs/21_attention.ipynb #e046b2b6

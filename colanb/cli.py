@@ -12,28 +12,28 @@ import sys
 from pathlib import Path
 from typing import Iterator, Sequence
 
-from .config import ROOT, CommandLine, SampleConfig, load_profile
+from .config import ROOT, CommandLine, SampleConfig, load_profile, shipped_models
 
 # %% ../nbs/45_cli.ipynb #658b1249
 def default_model() -> Path:
-    "Folder of the main run's first seed; `ValueError` if it is not trained."
+    "Folder of the main run's first seed or, if that is not trained, of the model that comes with the package."
+    if not (ROOT / "params.yaml").exists(): return shipped_models()["english"]
     profile = load_profile()
     folder = ROOT / "data/runs" / profile.main / str(profile.seeds[0])
-    if not (folder / "run.json").exists():
-        raise ValueError(f"no model in data/runs/{profile.main}/{profile.seeds[0]}: run `make repro`, or give --model MODEL")
-    return folder
+    return folder if (folder / "run.json").exists() else shipped_models()["english"]
 
 # %% ../nbs/45_cli.ipynb #b8391acc
 def model_of(
-    name: str,            # a folder of a model, or a name on the hub
+    name: str,            # of a model that comes with the package, a folder of a model, or a name on the hub
 ) -> str:
-    "The name, if it can be that of a model; `ValueError` if not."
+    "The folder or the name on the hub; `ValueError` if it cannot be that of a model."
+    if name in shipped_models(): return str(shipped_models()[name])
     folder = Path(name)
     if folder.is_dir() and not any((folder / part).exists() for part in ("run.json", "cola_dit")):
         raise ValueError(f"--model {name}: the folder holds neither run.json nor cola_dit/: not a model, or not trained yet")
     on_hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not folder.parent.is_dir()
     if not folder.exists() and not on_hub:
-        raise ValueError(f"--model {name}: no such folder; give a model's folder, or its name on the hub such as ByteDance-Seed/Cola-DLM")
+        raise ValueError(f"--model {name}: no such folder; choose from {', '.join(shipped_models())}, give a model's folder, or its name on the hub such as ByteDance-Seed/Cola-DLM")
     return name
 
 # %% ../nbs/45_cli.ipynb #65df5a45
@@ -63,7 +63,7 @@ def generate_parser() -> CommandLine:
     "Describe the command line of `colanb-generate`."
     parser = CommandLine(prog="colanb-generate", description="Continue a prompt with a trained Cola DLM, block by block.")
     parser.add_argument("--prompt", default="", help="text to continue (default: start from nothing); - reads standard input")
-    parser.add_argument("--model", metavar="MODEL", help="model folder, the project's or a released one, or a hub name (default: the main run of params.yaml, first seed)")
+    parser.add_argument("--model", metavar="MODEL", help="english, which comes with the package, a model folder, the project's or a released one, or a hub name (default: the main run of params.yaml, first seed, if it is trained, else english)")
     parser.add_argument("--tokens", type=int, metavar="N", help="tokens to write at most (default: 64)", default=64)
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     parser.add_argument("--steps", type=int, help="solver steps per block (default: the run's)")

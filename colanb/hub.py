@@ -6,7 +6,7 @@
 __all__ = ['DIT_DEFAULTS', 'VAE_DEFAULTS', 'DIT_FIELDS', 'VAE_FIELDS', 'DIT_NAMES', 'VAE_NAMES', 'dit_config', 'vae_config',
            'merge_settings', 'dit_settings', 'vae_settings', 'released_parts', 'to_release', 'StoredTensors',
            'check_tensors', 'rope_tensors', 'fill', 'ReleasedTokenizer', 'ColaModel', 'released_part', 'read_release',
-           'write_release', 'load', 'halved', 'ship', 'shipped_model', 'twin']
+           'write_release', 'load', 'halved', 'ship', 'twin']
 
 # %% ../nbs/34_hub.ipynb #fad50e82
 import json
@@ -26,7 +26,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models
 from torch import Tensor, nn
 
-from .config import ROOT, DataConfig, DiTConfig, RunConfig, SampleConfig, VAEConfig
+from .config import DataConfig, DiTConfig, RunConfig, SampleConfig, VAEConfig
 from .data import Tokenizer
 from .dit import DiT
 from .flow import ColaDLM
@@ -340,14 +340,6 @@ def ship(
     save_file(halved(load_file(folder / "vae.safetensors")), out / "vae.safetensors")
     (out / "run.json").write_text(run.model_dump_json(indent=1) + "\n")
     shutil.copyfile(folder / "tokenizer.json", out / "tokenizer.json")
-
-# %% ../nbs/34_hub.ipynb #d5ed8ed1
-def shipped_model(name: str = "english") -> Path:
-    "Folder of a model that comes with the package; `ValueError` for an unknown one."
-    place = Path(__file__).parent / "models" if "__file__" in globals() else ROOT / "colanb/models"
-    known = sorted(path.parent.name for path in place.glob("*/run.json"))
-    if name not in known: raise ValueError(f"model {name!r}: choose from {', '.join(known) or 'none, the package holds none'}")
-    return place / name
 
 # %% ../nbs/34_hub.ipynb #8882eb91
 def twin(model: nn.Module, **changes: Any) -> nn.Module:  # DiT or TextVAE; fields of its config

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool, Real
 from tqdm import tqdm
 
 from .baselines import Baseline, make_sampler, text_likelihood
@@ -55,7 +56,7 @@ def row(
     seed: int,
     setting: dict[str, Any],
     metric: str,
-    outcomes: Iterable[float],   # one for each item
+    outcomes: Iterable[float] | Real[np.ndarray, "n"] | Bool[np.ndarray, "n"],   # one for each item
     unit: str = "",              # of the outcomes, such as "proportion" or "nats/token"
     **more: Any,
 ) -> dict[str, Any]:

@@ -51,10 +51,14 @@ def test_wrong_argument_is_named_in_one_line(asked):
     assert WRONG[asked] in errors
 
 
-def test_missing_file_or_model_is_told_without_large_libraries(tmp_path):
+def test_missing_file_is_told_without_large_libraries():
     status, _, errors, imported = ask("score", "nosuch.jsonl", "nosuch.jsonl", "--task", "obqa")
     assert (status, imported) == (1, []) and "nosuch.jsonl" in errors
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    code = f"import os, sys; os.chdir({str(tmp_path)!r}); from colanb.cli import main; status = main([]); assert 'torch' not in sys.modules; sys.exit(status)"
-    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True)
-    assert done.returncode == 1 and "make repro" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_generate_writes_without_any_training(tmp_path):
+    "In a folder without a project the model that comes with the package writes."
+    code = "import sys; from colanb.cli import main; sys.exit(main(['--prompt', 'Once upon a time', '--tokens', '8', '--steps', '4']))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Once upon a time") and len(done.stdout.split()) > 6
