@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Real
 import scipy   # which imports scipy.stats where it is first used
 
 # %% ../nbs/40_estimators.ipynb #527f9433
@@ -68,7 +68,7 @@ def mean_interval(
 
 # %% ../nbs/40_estimators.ipynb #d8834ef8
 def seeds_by_items(
-    outcomes: Float[np.ndarray, "s i"], # outcome of each seed on each of the same items, such as 0 or 1
+    outcomes: Real[np.ndarray, "s i"], # outcome of each seed on each of the same items, such as 0 or 1
     level: float = 0.95,                # confidence, in (0, 1)
     unit: str = "proportion",           # unit of the outcomes
 ) -> Estimate:                          # n counts outcomes, s*i; interval NaN for one seed or one item
