@@ -247,13 +247,13 @@ def _flex_mask(visibility: Visibility, device: str):
     from torch.nn.attention.flex_attention import create_block_mask
     n, s, packed, noisy_only = visibility
     clean = n - s if packed else n
-    def sees(b, h, row, column):
+    def sees(row, column):
         row = row + clean if noisy_only else row
         noisy_row, noisy_column = row >= clean, column >= clean
         mine, its = torch.where(noisy_row, row - clean, row) // s, torch.where(noisy_column, column - clean, column) // s
         return torch.where(noisy_row, torch.where(noisy_column, its == mine, its < mine), ~noisy_column & (its <= mine))
     rows, columns = visibility.mask().shape
-    return create_block_mask(sees, None, None, rows, columns, device=device)
+    return create_block_mask(lambda b, h, row, column: sees(row, column), None, None, rows, columns, device=device)
 
 # %% ../nbs/21_attention.ipynb #3bb4b4e9
 class BlockSight(NamedTuple):

@@ -89,7 +89,7 @@ def seeds_by_items(
 
 # %% ../nbs/40_estimators.ipynb #3fdd5a95
 def bootstrap_interval(
-    samples: Sequence[Sequence[float]],  # one or more arrays, units along the last axis
+    samples: Sequence[Sequence[float] | Float[np.ndarray, "_"]],  # one or more arrays, units along the last axis
     statistic: Callable[..., np.ndarray],# statistic(*samples, axis=-1), vectorised over leading axes
     paired: bool = False,                # draw the same units from every array
     method: str = "BCa",                 # "BCa", "basic" or "percentile"
@@ -132,8 +132,8 @@ def rank_correlation(
 
 # %% ../nbs/40_estimators.ipynb #1aeabb5d
 def spearman(
-    x: Sequence[float],                 # one value per run
-    y: Sequence[float],                 # the other value of each run
+    x: Sequence[float] | Float[np.ndarray, "n"],   # one value per run
+    y: Sequence[float] | Float[np.ndarray, "m"],   # the other value of each run
     n_resamples: int = 2000,            # bootstrap draws
     level: float = 0.95,                # confidence, in (0, 1)
     rng: np.random.Generator | int = 0, # source of the draws
