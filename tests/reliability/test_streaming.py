@@ -143,7 +143,7 @@ def test_a_tokenizer_from_the_hub(tmp_path, monkeypatch):
     snapshot = tmp_path / "hub/models--allenai--OLMo-2-1124-7B"
     (snapshot / "snapshots/abc").mkdir(parents=True); (snapshot / "refs").mkdir(); (snapshot / "refs/main").write_text("abc")
     olmo_like(snapshot / "snapshots/abc/tokenizer.json")
-    monkeypatch.setattr("colanb.data.hf_hub_download", partial(hf_hub_download, cache_dir=tmp_path / "hub", local_files_only=True))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", partial(hf_hub_download, cache_dir=tmp_path / "hub", local_files_only=True))
     config = fineweb(tmp_path / "web", 300).replace(tokenizer="allenai/OLMo-2-1124-7B")
     corpus = prepare(config, tmp_path / "out")
     assert (corpus.tokenizer.pad_id, corpus.tokenizer.unk_id) == (corpus.tokenizer.vocab_size - 1, None)
