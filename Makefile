@@ -27,7 +27,7 @@ figures: .venv  ## rebuild the figures from committed results, without training
 
 test: .venv drift  ## export drift, notebook tests, tests/; annotations are checked
 	$(VENV) COLANB_TYPECHECK=1 OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
-	$(VENV) OMP_NUM_THREADS=1 python -m pytest -q tests
+	$(VENV) OMP_NUM_THREADS=1 python -m pytest -q --numprocesses 2 --dist loadfile tests
 
 drift: .venv  ## check that colanb/, README.md, dvc.yaml and pipeline/ are what the notebooks give
 	$(VENV) python -m pytest -q tests/test_export.py tests/test_pipeline.py -k drift
