@@ -363,7 +363,7 @@ def rung(share: float, run: RunConfig, corpus: Corpus, prompts: list[str], setup
 def ladder(setup: Setup, name: str = "english_ar") -> dict[str, Any]:
     "The AR run at some shares of its steps: validation nats, and continuations of held-out openings."
     start, (run, corpus) = time.perf_counter(), packed_run(name, setup)
-    prompts = [corpus.tokenizer.decode(own.prompt) for own in openings(corpus, 2 if setup.tiny else 128, run.data.seq_len // 4, run.data.seq_len // 8)]
+    prompts = [corpus.tokenizer.decode(own.prompt) for own in openings(corpus, 2 if setup.tiny else 128, corpus.seq_len // 4, corpus.seq_len // 8)]
     shares, end = SHARES[-2:] if setup.tiny else SHARES, start + setup.seconds - 30
     found = {"run": name, "batch_size": run.stage2.batch_size, "seq_len": run.data.seq_len, "shares": shares, "rows": []}
     for share in shares:

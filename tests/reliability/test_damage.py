@@ -173,6 +173,6 @@ def test_two_hundred_saves_and_resumes_leave_no_memory_behind(tmp_path):
     if not Path("/proc/self/statm").exists(): pytest.skip("memory is read from /proc")
     assert wait(fork(soak)) == 0
     sizes = json.loads((tmp_path / "sizes.json").read_text())
-    growth = sizes[-1] / sizes[20] - 1
+    growth = max(sizes[-50:]) / max(sizes[20:70]) - 1   # the largest of many: a system may take unused pages back for a while
     record("soak", {"cycles": len(sizes), "growth": growth, "megabytes": [round(s / 2**20, 1) for s in sizes]})
     assert growth < 0.05, growth
