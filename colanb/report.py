@@ -30,8 +30,9 @@ SHARES = ("grammatical", "parses", "consistent")   # of what a model wrote: not 
 # %% ../nbs/52_report.ipynb #3fb84db1
 def row_from_text(row: dict[str, Any]) -> dict[str, Any]:
     "A row with its outcomes as numbers and a unit, from one that keeps them as text; any other row as it is."
-    text, n, mean = row.get("outcomes"), row["n"], row["value"]
+    text = row.get("outcomes")
     if not isinstance(text, str): return row
+    n, mean = row["n"], row["value"]
     digits = len(text) == n and set(text) <= {"0", "1"}
     if n == 1: kept = [mean]                     # "10" may be ten seconds, and 3 digits of them at that
     else: kept = [float(x) for x in (text if digits else text.split())]
