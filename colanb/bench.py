@@ -6,9 +6,9 @@
 __all__ = ['QUICK', 'Spread', 'matmul_rate', 'wait', 'fast_bf16', 'Race', 'race', 'plain_mask', 'plain_pass', 'plain_packed',
            'PlainDiT', 'plain_copy', 'NumberTokenizer', 'plain_generate', 'plain_block', 'Work', 'dit_work', 'vae_work',
            'encoder_work', 'decoder_work', 'Plan', 'make_model', 'step_of', 'ways', 'training_rows', 'attention_rows',
-           'bf16_curve', 'prompts_of', 'generation_rows', 'block_seconds', 'kind_of', 'time_by_part', 'history_growth',
-           'history_cost', 'time_shares', 'best_row', 'targets', 'span', 'speed_tables', 'calm', 'speed_report',
-           'machine', 'measure', 'bench_parser', 'main']
+           'precision_losses', 'bf16_curve', 'prompts_of', 'generation_rows', 'block_seconds', 'kind_of',
+           'time_by_part', 'history_growth', 'history_cost', 'time_shares', 'best_row', 'targets', 'span',
+           'speed_tables', 'calm', 'speed_report', 'machine', 'measure', 'bench_parser', 'main']
 
 # %% ../nbs/46_bench.ipynb #355df7ed
 import argparse
@@ -369,22 +369,36 @@ def attention_rows(plan: Plan) -> list[dict[str, Any]]:
                           ratio=found.ratio(name, "dense")._asdict()) for name in runs]
     return rows
 
+# %% ../nbs/46_bench.ipynb #d5ecb2b4
+def precision_losses(
+    model: ColaDLM,                   # left as it is
+    batch: Callable[[int], Tensor],   # step -> ids
+    steps: int,
+) -> dict[str, list[float]]:          # fp32, bf16
+    "Losses of a short training of the prior in both precisions, on the same batches and noise."
+    losses = {}
+    for name in ("fp32", "bf16"):
+        own, found = copy.deepcopy(model), []
+        optimizer = torch.optim.AdamW(own.dit.parameters(), lr=1e-3)
+        for i in range(steps):
+            ids = batch(i)
+            device, valid = ids.device.type, torch.ones_like(ids, dtype=torch.bool)
+            with torch.autocast(device, torch.bfloat16, enabled=name == "bf16"):
+                loss = stage2_loss(own, ids, valid, FlowConfig(), stream("noise", i, device=device), train_vae=False)
+            optimizer.zero_grad()
+            loss.total.backward()
+            optimizer.step()
+            found.append(loss.total.detach())
+        losses[name] = torch.stack(found).tolist()   # read once, so that no step waits for the device
+    return losses
+
 # %% ../nbs/46_bench.ipynb #54543421
 def bf16_curve(plan: Plan) -> dict[str, Any]:
     "Losses of a short training in both precisions, and their largest relative difference once smoothed; or why not."
     if not fast_bf16(): return {"why": "the processor has no bf16 instructions, so a product of matrices in bf16 takes over four times as long as in fp32"}
-    model, losses = make_model(plan), {}
-    for name in ("fp32", "bf16"):
-        own, losses[name] = copy.deepcopy(model), []
-        optimizer = torch.optim.AdamW(own.dit.parameters(), lr=1e-3)
-        for i in range(plan.curve):
-            ids = torch.randint(0, plan.vae.vocab_size, (2, plan.length // 2 * plan.vae.patch_size), generator=stream("curve", i))
-            with torch.autocast("cpu", torch.bfloat16, enabled=name == "bf16"):
-                loss = stage2_loss(own, ids, torch.ones_like(ids, dtype=torch.bool), FlowConfig(), stream("noise", i), train_vae=False)
-            optimizer.zero_grad()
-            loss.total.backward()
-            optimizer.step()
-            losses[name].append(loss.total.item())
+    shape = (2, plan.length // 2 * plan.vae.patch_size)
+    batch = lambda i: torch.randint(0, plan.vae.vocab_size, shape, generator=stream("curve", i))
+    losses = precision_losses(make_model(plan), batch, plan.curve)
     a, b = (np.convolve(losses[name], np.ones(10) / 10, "valid") for name in ("fp32", "bf16"))
     return dict(losses, smoothed_over=10, worst=float(np.abs(b / a - 1).max()))
 
