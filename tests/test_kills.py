@@ -1,4 +1,5 @@
 "Short facts against closed forms and loops: each kills mutants that the notebooks miss. Names open with the module."
+
 import math
 from types import SimpleNamespace
 
@@ -19,7 +20,8 @@ from colanb.baselines import (
     shares,
     stage_losses,
     text_likelihood,
-    training_flops)
+    training_flops,
+)
 from colanb.config import BaselineConfig, DiTConfig, FlowConfig, ODEConfig, RunConfig, SampleConfig, VAEConfig, stream
 from colanb.data import Tokenizer
 from colanb.dit import DiT
@@ -32,7 +34,8 @@ from colanb.estimators import (
     rank_correlation,
     seeds_by_items,
     spearman,
-    wilson)
+    wilson,
+)
 from colanb.flow import (
     ColaDLM,
     batch_noise,
@@ -48,7 +51,8 @@ from colanb.flow import (
     stage1_loss,
     stage2_loss,
     time_of_logsnr,
-    with_filler)
+    with_filler,
+)
 from colanb.layers import Modulation
 from colanb.likelihood import (
     Conditional,
@@ -72,7 +76,8 @@ from colanb.likelihood import (
     perplexity,
     price_list,
     trace_terms,
-    worst_row)
+    worst_row,
+)
 from colanb.sample import (
     BlockField,
     BlockState,
@@ -88,7 +93,8 @@ from colanb.sample import (
     solver_step,
     solver_table,
     solver_times,
-    transport_block)
+    transport_block,
+)
 from colanb.trunk import use
 from colanb.vae import Encoder, Posterior, TextVAE, vae_logsnr
 
@@ -101,19 +107,37 @@ def flow_matching(*inputs):
 
 
 @pytest.fixture(autouse=True)
-def same_numbers_in_any_order(): torch.manual_seed(0)
+def same_numbers_in_any_order():
+    torch.manual_seed(0)
 
 
 def small_vae(**changes):
     torch.manual_seed(0)
-    return TextVAE(VAEConfig(**dict(vocab_size=20, d_latent=4, width=16, heads=2,
-                   encoder_layers=1, decoder_layers=1, ffn_dim=32, init_std=0.3) | changes))
+    return TextVAE(
+        VAEConfig(
+            **dict(
+                vocab_size=20,
+                d_latent=4,
+                width=16,
+                heads=2,
+                encoder_layers=1,
+                decoder_layers=1,
+                ffn_dim=32,
+                init_std=0.3,
+            )
+            | changes
+        )
+    )
 
 
 def small_dit(**changes):
     torch.manual_seed(1)
-    return DiT(DiTConfig(**dict(d_latent=4, width=16, heads=2, head_dim=8,
-               layers=2, rope_dim=4, block_size=2, zero_init=False) | changes))
+    return DiT(
+        DiTConfig(
+            **dict(d_latent=4, width=16, heads=2, head_dim=8, layers=2, rope_dim=4, block_size=2, zero_init=False)
+            | changes
+        )
+    )
 
 
 def normal(q):
@@ -127,6 +151,7 @@ def posterior(seed, *shape):
 
 
 # flow: path and times
+
 
 def test_flow_path():
     z0, z1 = torch.randn(2, 1, 4, 3)
@@ -149,10 +174,12 @@ def test_flow_times(schedule, stratified):
     u = t if schedule == "uniform" else torch.special.ndtr((t.logit() - 0.7) / 1.3)
     ranks = (u.flatten() * 2000).floor().long()
     # one time in each of 2000 equal parts, up to rounding at their ends
-    if stratified: assert (ranks.unique().numel() - 2000) >= -4
-    else: assert ranks.unique().numel() < 1400                      # independent draws leave 1/e of the parts empty
+    if stratified:
+        assert (ranks.unique().numel() - 2000) >= -4
+    else:
+        assert ranks.unique().numel() < 1400  # independent draws leave 1/e of the parts empty
     order = u.flatten().argsort().float()
-    assert torch.corrcoef(torch.stack([order, torch.arange(2000.0)]))[0, 1].abs() < 0.1   # in random order
+    assert torch.corrcoef(torch.stack([order, torch.arange(2000.0)]))[0, 1].abs() < 0.1  # in random order
     again = sample_time(config, (50, 40), stream("times"))
     assert torch.equal(again.double(), t)
 
@@ -167,7 +194,7 @@ def test_flow_times_stay_inside(monkeypatch, place, value):
 def test_flow_clean_prefix():
     found = clean_prefix(0.5, (300, 2), 4, stream("prefix")).view(600, 4)
     lengths = found.sum(1)
-    assert torch.equal(found, torch.arange(4) < lengths[:, None])                       # prefixes
+    assert torch.equal(found, torch.arange(4) < lengths[:, None])  # prefixes
     counts = torch.bincount(lengths, minlength=5)
     assert counts[4] == 0 and abs(counts[0] - 300) < 50 and all(abs(counts[k] - 100) < 40 for k in (1, 2, 3))
     assert clean_prefix(1.0, (3, 2), 2, stream(0)).tolist() == [[True, False, True, False]] * 3
@@ -179,7 +206,7 @@ def test_flow_noise_of_some_rows():
         whole = batch_noise(torch.zeros(copies * 5, 3, 2), 5, slice(None), stream("noise"))
         assert torch.equal(whole, torch.randn(copies * 5, 3, 2, generator=stream("noise")))
         part = batch_noise(torch.zeros(copies * 2, 3, 2), 5, slice(1, 3), stream("noise"))
-        assert torch.equal(part, torch.cat([whole[5 * c + 1:5 * c + 3] for c in range(copies)]))
+        assert torch.equal(part, torch.cat([whole[5 * c + 1 : 5 * c + 3] for c in range(copies)]))
 
 
 def test_flow_masked_copy():
@@ -202,8 +229,8 @@ def test_flow_patches_and_filler():
     for row, old, seen, before in zip(made.tolist(), ids.tolist(), counted.tolist(), every.tolist()):
         gaps = row.count(0)
         first = row.index(0) if gaps else 0
-        assert row == old[:first] + [0] * gaps + old[first:12 - gaps]
-        assert seen == before[:first] + [True] * gaps + before[first:12 - gaps]
+        assert row == old[:first] + [0] * gaps + old[first : 12 - gaps]
+        assert seen == before[:first] + [True] * gaps + before[first : 12 - gaps]
         assert gaps < 4 and (first + gaps) % 4 == 0 and first <= 9
         changed += gaps > 0
     # half, less those that are cut at a patch's end
@@ -234,13 +261,8 @@ def test_flow_model():
 # flow: losses
 
 WEIGHTS = dict(
-    beta=0.3,
-    lambda_mask=0.7,
-    lambda_vae=1.9,
-    lambda_fm=2.3,
-    lambda_ref=1.1,
-    clean_prefix=0.5,
-     mask_ratio=0.4)
+    beta=0.3, lambda_mask=0.7, lambda_vae=1.9, lambda_fm=2.3, lambda_ref=1.1, clean_prefix=0.5, mask_ratio=0.4
+)
 
 
 def example(**changes):
@@ -271,7 +293,8 @@ def test_flow_decoder_terms(mask):
         close(parts["reconstruction"], nats[counted].sum() / valid.sum())
         close(parts["accuracy"], (model.vae.decode(z0).argmax(-1) == mine)[counted].sum() / valid.sum())
         assert ("mask" in parts) == bool(mask)
-        if not mask: continue
+        if not mask:
+            continue
         z = model.vae.encode(masked[rows]).at(noise[4:][rows])
         nats = -model.vae.decode(z).log_softmax(-1).gather(-1, mine[..., None])[..., 0]
         close(parts["mask"], nats[hit[rows]].sum() / hit.sum())
@@ -301,17 +324,21 @@ def test_flow_stage2(patch):
     fm = flow_matching(model.dit, z0, counts, config, generator)
     entropy = normal(q).entropy()[counts].sum() / valid.sum()
     reference = kl_divergence(normal(q), normal(model.reference(ids)))[counts].sum() / valid.sum()
-    close(loss.total, 1.9 * (parts["reconstruction"] - 0.3 * \
-          entropy + 0.7 * parts["mask"]) + 2.3 * fm + 1.1 * reference)
+    close(
+        loss.total, 1.9 * (parts["reconstruction"] - 0.3 * entropy + 0.7 * parts["mask"]) + 2.3 * fm + 1.1 * reference
+    )
     close(loss.parts["reference_kl"], reference.detach()), close(loss.parts["fm"], fm.detach())
     assert not any(part.requires_grad for part in loss.parts.values())
-    without = stage2_loss(model, ids, valid, FlowConfig(
-        **WEIGHTS | {"lambda_ref": 0.0, "lambda_mask": 0.0}), stream("two"))
+    without = stage2_loss(
+        model, ids, valid, FlowConfig(**WEIGHTS | {"lambda_ref": 0.0, "lambda_mask": 0.0}), stream("two")
+    )
     assert "reference_kl" not in without.parts
     model.reference = None
     plain = stage2_loss(model, ids, valid, FlowConfig(**WEIGHTS | {"lambda_mask": 0.0}), stream("two"))
-    close(plain.total, 1.9 * (plain.parts["reconstruction"] + 0.3 * \
-          plain.parts["negative_entropy"]) + 2.3 * plain.parts["fm"])
+    close(
+        plain.total,
+        1.9 * (plain.parts["reconstruction"] + 0.3 * plain.parts["negative_entropy"]) + 2.3 * plain.parts["fm"],
+    )
 
 
 def test_flow_stage2_with_a_fixed_vae():
@@ -324,10 +351,12 @@ def test_flow_stage2_with_a_fixed_vae():
     fm = flow_matching(model.dit, z0, valid, config, generator)
     close(loss.total, 2.3 * fm)
     assert set(loss.parts) == {"fm", "mean_sd", "posterior_sd", "logsnr"} and not any(
-        part.requires_grad for part in loss.parts.values())
+        part.requires_grad for part in loss.parts.values()
+    )
     loss.total.backward()
     assert all(p.grad is None for p in model.vae.parameters()) and any(
-        p.grad is not None for p in model.dit.parameters())
+        p.grad is not None for p in model.dit.parameters()
+    )
 
 
 @pytest.mark.parametrize("train_vae", [True, False])
@@ -335,12 +364,15 @@ def test_flow_rows_add_up(train_vae):
     model, ids, valid = example()
     config = FlowConfig(**WEIGHTS)
     whole = stage2_loss(model, ids, valid, config, stream("rows"), train_vae)
-    parts = [stage2_loss(model, ids, valid, config, stream("rows"), train_vae, rows)
-                         for rows in (slice(0, 1), slice(1, 4))]
+    parts = [
+        stage2_loss(model, ids, valid, config, stream("rows"), train_vae, rows) for rows in (slice(0, 1), slice(1, 4))
+    ]
     close(sum(part.total for part in parts), whole.total)
     close(sum(part.parts["fm"] for part in parts), whole.parts["fm"])
-    gauges = [latent_statistics(model.vae.encode(ids[rows]), valid[rows], share)["posterior_sd"]
-                                for rows, share in ((slice(0, 1), 0.25), (slice(1, 4), 0.75))]
+    gauges = [
+        latent_statistics(model.vae.encode(ids[rows]), valid[rows], share)["posterior_sd"]
+        for rows, share in ((slice(0, 1), 0.25), (slice(1, 4), 0.75))
+    ]
     close(sum(part.parts["posterior_sd"] for part in parts), sum(gauges))
 
 
@@ -349,26 +381,24 @@ def plain_fm(dit, z0, counts, config, generator, block_times):
     (b, n, d), s = z0.shape, dit.config.block_size
     z1 = torch.randn(b, n, d, generator=generator)
     t = sample_time(config, (b, n // s if block_times else 1), generator)
-    pinned = clean_prefix(
-    config.clean_prefix,
-    (b,
-    n // s),
-    s,
-    generator) if config.clean_prefix else torch.zeros(
-        b,
-        n,
-         dtype=torch.bool)
+    pinned = (
+        clean_prefix(config.clean_prefix, (b, n // s), s, generator)
+        if config.clean_prefix
+        else torch.zeros(b, n, dtype=torch.bool)
+    )
     total = 0.0
     for row in range(b):
         for block in range(n // s):
             at, mine = t[row, block if block_times else 0], slice(block * s, block * s + s)
             times = torch.where(pinned[row, mine], 0.0, at)
             noisy = (1 - times[:, None]) * z0[row, mine] + times[:, None] * z1[row, mine]
-            inputs = torch.cat([z0[row, :block * s], noisy])[None]
+            inputs = torch.cat([z0[row, : block * s], noisy])[None]
             velocity = dit(inputs, torch.cat([torch.zeros(block * s), times])[None])[0, -s:]
             # z0 = zt - t v
-            if dit.config.prediction == "z0": error = noisy - times[:, None] * velocity - z0[row, mine]
-            else: error = velocity - (z1[row, mine] - z0[row, mine])
+            if dit.config.prediction == "z0":
+                error = noisy - times[:, None] * velocity - z0[row, mine]
+            else:
+                error = velocity - (z1[row, mine] - z0[row, mine])
             total += error.square().mean(-1)[counts[row, mine] & ~pinned[row, mine]].sum()
     return total / (counts & ~pinned).sum()
 
@@ -380,7 +410,8 @@ def test_flow_fm_loss_is_the_loop_over_blocks(prediction, skip, prefix, time_per
     dit = small_dit(prediction=prediction, skip=skip)
     config = FlowConfig(clean_prefix=prefix, time_per=time_per)
     z0, counts = torch.randn(3, 6, 4, generator=stream("z")), torch.tensor(
-        [[True] * 6, [True] * 4 + [False] * 2, [True] * 3 + [False] * 3])
+        [[True] * 6, [True] * 4 + [False] * 2, [True] * 3 + [False] * 3]
+    )
     with torch.no_grad():
         found = flow_matching(dit, z0, counts, config, stream("fm"))
         expected = plain_fm(dit, z0, counts, config, stream("fm"), time_per == "block")
@@ -399,7 +430,8 @@ def test_flow_gradients_into_the_latents(prediction, target, noised):
         assert torch.autograd.grad(loss, z0, allow_unused=True)[0] is None
         return
     gradient = torch.autograd.grad(loss, z0, allow_unused=True)[0]
-    if target and noised: assert gradient is None
+    if target and noised:
+        assert gradient is None
     else:
         seen = z0.detach()
         generator = stream("fm")
@@ -411,6 +443,7 @@ def test_flow_gradients_into_the_latents(prediction, target, noised):
 
 
 # vae
+
 
 def test_vae_posterior_is_a_gaussian():
     q, other, z = posterior(0, 2, 3, 4), posterior(1, 2, 3, 4), torch.randn(2, 3, 4)
@@ -441,7 +474,7 @@ def test_vae_kinds_of_variance(normalise):
     assert q.logvar.unique().tolist() == [-30.0] and plain.encoder.head.out_features == 4
     # a deterministic latent is always normalised
     close(q.mean, F.layer_norm(q.mean, (4,)), atol=1e-3, rtol=1e-3)
-    if normalise:   # a fixed logSNR of a mean that is not normalised is refused
+    if normalise:  # a fixed logSNR of a mean that is not normalised is refused
         fixed = small_vae(logsnr=1.5)
         q = fixed.encode(ids)
         assert fixed.encoder.head.out_features == 4 and q.logvar.unique().numel() == 1
@@ -484,38 +517,37 @@ def test_vae_visibility(size, patch):
 
 def test_vae_modules():
     vae = small_vae(
-    patch_size=3,
-    bias=False,
-    qk_bias=True,
-    qk_norm=False,
-    heads=4,
-    kv_heads=2,
-    post_norm=False,
-    decoder_layers=2,
-    norm_eps=1e-4,
-    norm_affine=False,
-    activation="gelu",
-    clip_qkv=2.0,
-     rope_theta=100.0)
+        patch_size=3,
+        bias=False,
+        qk_bias=True,
+        qk_norm=False,
+        heads=4,
+        kv_heads=2,
+        post_norm=False,
+        decoder_layers=2,
+        norm_eps=1e-4,
+        norm_affine=False,
+        activation="gelu",
+        clip_qkv=2.0,
+        rope_theta=100.0,
+    )
     assert vae.encoder.embedding.num_embeddings == 21 and vae.mask_id == 20
     assert vae.encoder.patch.kernel_size == vae.encoder.patch.stride == (3,)
     assert [len(part.trunk.blocks) for part in (vae.encoder, vae.decoder)] == [1, 2]
-    assert vae.decoder.unpatch.weight.shape == (
-    48, 16) and vae.decoder.head.weight.shape == (
-        20, 16) and vae.decoder.norm.eps == 1e-4
+    assert (
+        vae.decoder.unpatch.weight.shape == (48, 16)
+        and vae.decoder.head.weight.shape == (20, 16)
+        and vae.decoder.norm.eps == 1e-4
+    )
     config = vae.decoder.trunk.config
     assert (config.width, config.heads, config.kv_heads, config.head_dim, config.hidden) == (16, 4, 2, 4, 32)
-    assert (
-    config.activation,
-    config.post_norm,
-    config.norm_eps,
-    config.norm_affine,
-    config.clip_qkv) == (
+    assert (config.activation, config.post_norm, config.norm_eps, config.norm_affine, config.clip_qkv) == (
         "gelu",
         False,
         1e-4,
         False,
-         2.0)
+        2.0,
+    )
     assert (config.qk_norm, config.qkv_bias, config.out_bias, config.mlp_bias) == ("none", True, False, False)
     assert (config.rope_dim, config.rope_theta, config.rope_interleaved, config.modulated) == (4, 100.0, False, False)
     assert small_vae().decoder.trunk.config.qk_norm == "width" and small_vae().decoder.trunk.config.out_bias
@@ -524,7 +556,7 @@ def test_vae_modules():
 def test_vae_patches_are_convolved_and_laid_out_again():
     vae = small_vae(patch_size=3)
     x = vae.encoder.embedding(torch.randint(0, 20, (2, 9), generator=stream("ids")))
-    weight = vae.encoder.patch.weight                                                   # (out, in, 3)
+    weight = vae.encoder.patch.weight  # (out, in, 3)
     expected = torch.stack([sum(x[:, 3 * i + j] @ weight[..., j].T for j in range(3)) for i in range(3)], 1)
     close(vae.encoder.patch(x.mT).mT, expected + vae.encoder.patch.bias)
     outputs = []
@@ -533,7 +565,8 @@ def test_vae_patches_are_convolved_and_laid_out_again():
     # channels, then the tokens of a patch
     rows = vae.decoder.unpatch(outputs[0]).view(2, 3, 16, 3)
     for i in range(3):
-        for j in range(3): close(found[:, 3 * i + j], vae.decoder.head(vae.decoder.norm(rows[:, i, :, j])))
+        for j in range(3):
+            close(found[:, 3 * i + j], vae.decoder.head(vae.decoder.norm(rows[:, i, :, j])))
 
 
 def test_vae_initialisation():
@@ -545,7 +578,8 @@ def test_vae_initialisation():
             if weight.numel() > 4000:
                 assert abs(weight.std() - 0.0987) < 0.003, name
                 assert weight.max() > 0.25 and weight.min() < -0.25, name
-            if getattr(module, "bias", None) is not None: assert not module.bias.any(), name
+            if getattr(module, "bias", None) is not None:
+                assert not module.bias.any(), name
     assert (vae.decoder.norm.weight == 1).all()
 
 
@@ -556,72 +590,59 @@ def test_vae_scaling_and_shift(scale, shift):
     close(q.mean, (raw.mean - shift) * scale)
     close(q.logvar, raw.logvar + 2 * math.log(scale))
     close(vae.decode(q.mean), vae.decoder(raw.mean))
-    with pytest.raises(
-    ValueError,
-    match="5 tokens are not a multiple of patch_size=2"): small_vae(
-        patch_size=2).encode(
-            torch.zeros(
-                1,
-                5,
-                 dtype=torch.long))
+    with pytest.raises(ValueError, match="5 tokens are not a multiple of patch_size=2"):
+        small_vae(patch_size=2).encode(torch.zeros(1, 5, dtype=torch.long))
 
 
 # dit
+
 
 def test_dit_readings_of_the_output():
     raw, z = torch.randn(2, 2, 4, 3)
     t = torch.tensor([[0.2, 0.7], [0.0, 1.0]])
     each = t.repeat_interleave(2, 1)[..., None]
-    make = lambda **how: DiT.velocity(SimpleNamespace(config=SimpleNamespace(**
-                                      dict(skip=False, prediction="velocity") | how)), raw, z, t)
+    make = lambda **how: DiT.velocity(
+        SimpleNamespace(config=SimpleNamespace(**dict(skip=False, prediction="velocity") | how)), raw, z, t
+    )
     assert make() is raw
     close(make(prediction="z0"), (z - raw) / each.clamp(min=1e-3))
     # for data of unit variance E[z1 - z0 | zt] = (2t - 1) / c zt, whose error
     # has variance 1 / c, with c the variance of zt
-    c = (1 - each) ** 2 + each ** 2
+    c = (1 - each) ** 2 + each**2
     close(make(skip=True), (2 * each - 1) / c * z + raw / c.sqrt())
 
 
 def test_dit_modules():
     dit = small_dit(
-    qk_bias=True,
-    rope_theta=50.0,
-    norm_eps=1e-3,
-    mlp_ratio=3,
-    time_dim=8,
-    time_scale=10.0,
-     zero_init=True)
+        qk_bias=True, rope_theta=50.0, norm_eps=1e-3, mlp_ratio=3, time_dim=8, time_scale=10.0, zero_init=True
+    )
     config = dit.trunk.config
     assert (config.width, config.layers, config.heads, config.head_dim, config.hidden) == (16, 2, 2, 8, 48)
-    assert (
-    config.modulated,
-    config.zero_modulation,
-    config.norm_eps,
-    config.norm_affine,
-    config.qk_norm) == (
+    assert (config.modulated, config.zero_modulation, config.norm_eps, config.norm_affine, config.qk_norm) == (
         True,
         True,
         1e-3,
         False,
-         "head")
-    assert (
-    config.qkv_bias,
-    config.out_bias,
-    config.rope_dim,
-    config.rope_theta,
-    config.rope_interleaved) == (
+        "head",
+    )
+    assert (config.qkv_bias, config.out_bias, config.rope_dim, config.rope_theta, config.rope_interleaved) == (
         True,
         True,
         4,
         50.0,
-         True)
-    assert dit.norm.eps == 1e-3 and dit.modulation.parts == 2 and dit.time.time_scale == 10.0 and len(
-        dit.time.freqs) == 4
+        True,
+    )
+    assert (
+        dit.norm.eps == 1e-3 and dit.modulation.parts == 2 and dit.time.time_scale == 10.0 and len(dit.time.freqs) == 4
+    )
     zero = [m.linear for m in dit.modules() if isinstance(m, Modulation)] + [dit.output]
     assert len(zero) == 4 and not any(p.any() for m in zero for p in m.parameters())
     other = small_dit()
-    assert all(m.linear.weight.any() for m in other.modules() if isinstance(
-        m, Modulation)) and other.output.weight.any() and other.output.bias.any()
+    assert (
+        all(m.linear.weight.any() for m in other.modules() if isinstance(m, Modulation))
+        and other.output.weight.any()
+        and other.output.bias.any()
+    )
 
 
 @pytest.mark.parametrize("groups", [1, 3, 6])
@@ -629,7 +650,8 @@ def test_dit_times_of_groups(groups):
     dit = small_dit().eval()
     z, t = torch.randn(2, 6, 4), torch.rand(2, groups)
     close(dit(z, t), dit(z, t.repeat_interleave(6 // groups, 1)), atol=1e-5, rtol=1e-4)
-    with pytest.raises(ValueError, match="4 times do not divide 6 latents"): dit(z, torch.rand(2, 4))
+    with pytest.raises(ValueError, match="4 times do not divide 6 latents"):
+        dit(z, torch.rand(2, 4))
 
 
 def test_dit_sees_blocks():
@@ -656,21 +678,18 @@ def test_dit_packed_is_each_block_under_its_past(groups):
             inputs, at = torch.cat([clean[:, past], noisy[:, own]], 1), torch.cat([torch.zeros(2, 2 * block), times], 1)
             close(found[:, own], dit(inputs, at)[:, own], atol=1e-5, rtol=1e-4)
     for wrong in (1, 4):
-        with pytest.raises(
-    ValueError,
-    match=f"{wrong} times do not divide 6 latents in blocks of 2"): dit.packed(
-        clean,
-        noisy,
-        torch.rand(
-            2,
-             wrong))
+        with pytest.raises(ValueError, match=f"{wrong} times do not divide 6 latents in blocks of 2"):
+            dit.packed(clean, noisy, torch.rand(2, wrong))
 
 
 @pytest.mark.parametrize("prediction,skip", [("velocity", False), ("velocity", True), ("z0", False)])
 def test_dit_guided_is_two_passes(prediction, skip):
     dit = small_dit(prediction=prediction, skip=skip, block_size=3).eval()
-    past, z, pinned = torch.randn(3, 6, 4), torch.randn(3, 3, 4), torch.tensor(
-        [[True, False, False], [False] * 3, [True, True, False]])
+    past, z, pinned = (
+        torch.randn(3, 6, 4),
+        torch.randn(3, 3, 4),
+        torch.tensor([[True, False, False], [False] * 3, [True, True, False]]),
+    )
     cache, alone = dit.trunk.cache(3, 9), torch.tensor([0, 2])
     with torch.no_grad():
         dit(past, torch.zeros(3, 1), cache)
@@ -680,8 +699,12 @@ def test_dit_guided_is_two_passes(prediction, skip):
             given = time._replace(index=torch.ones(3, 1, dtype=torch.long), pinned=held)
             under, single = dit.guided(z, 0.4, given, cache, alone)
             times = torch.full((3, 3), 0.4) if held is None else torch.where(held, 0.0, 0.4)
-            close(under, dit(torch.cat([past, z], 1), torch.cat(
-                [torch.zeros(3, 6), times], 1))[:, 6:], atol=1e-5, rtol=1e-4)
+            close(
+                under,
+                dit(torch.cat([past, z], 1), torch.cat([torch.zeros(3, 6), times], 1))[:, 6:],
+                atol=1e-5,
+                rtol=1e-4,
+            )
             close(single, dit(z[alone], times[alone]), atol=1e-5, rtol=1e-4)
 
 
@@ -691,13 +714,15 @@ def test_dit_tables_are_the_rows_of_the_times():
     close(table.rows, F.silu(dit.time(t)))
     assert table.index.tolist() == [[0]] and table.pinned is None
     assert set(table.tables) == {m for m in dit.modules() if isinstance(m, Modulation)}
-    for module, rows in table.tables.items(): close(rows, module.linear(table.rows))
+    for module, rows in table.tables.items():
+        close(rows, module.linear(table.rows))
     embedded = dit.embed(torch.tensor([[0.9, 0.3], [0.3, 0.3]]))
     close(embedded.rows[embedded.index], F.silu(dit.time(torch.tensor([0.9, 0.3, 0.3, 0.3]))).view(2, 2, -1))
     assert len(embedded.rows) == 2
 
 
 # sample
+
 
 def test_sample_solver_steps():
     velocity, z = (lambda z, t: t * z), torch.tensor([[2.0]])
@@ -711,9 +736,12 @@ def filtered(logits, history, config):
     "The filters by loops over one position."
     row = logits.tolist()
     for token in set(history):
-        if row[token] < 0: row[token] = row[token] * config.repetition_penalty
-        else: row[token] = row[token] / config.repetition_penalty
-    if config.temperature == 0: return row
+        if row[token] < 0:
+            row[token] = row[token] * config.repetition_penalty
+        else:
+            row[token] = row[token] / config.repetition_penalty
+    if config.temperature == 0:
+        return row
     row = [x / config.temperature for x in row]
     if 0 < config.top_k < len(row):
         smallest = sorted(row, reverse=True)[config.top_k - 1]
@@ -722,7 +750,8 @@ def filtered(logits, history, config):
         mass, total = 0.0, sum(math.exp(x) for x in row)
         for token in sorted(range(len(row)), key=lambda i: -row[i]):
             share = math.exp(row[token]) / total
-            if mass > config.top_p: row[token] = -math.inf
+            if mass > config.top_p:
+                row[token] = -math.inf
             mass += share
     return row
 
@@ -742,10 +771,8 @@ def test_sample_choices():
     none = torch.empty(0, dtype=torch.long)
     assert choose_tokens(logits, none, SampleConfig(temperature=0.0), stream(0)).tolist() == [1, 0]
     assert choose_tokens(
-    logits.half(), torch.tensor(
-        [0]), SampleConfig(
-            repetition_penalty=9.0), stream(0)).tolist() == [
-                1, 0]
+        logits.half(), torch.tensor([0]), SampleConfig(repetition_penalty=9.0), stream(0)
+    ).tolist() == [1, 0]
     drawn = choose_tokens(logits[:1].expand(6000, -1), none, SampleConfig(temperature=0.5), stream(0))
     shares = torch.bincount(drawn, minlength=3) / 6000
     close(shares, (logits[0] / 0.5).softmax(-1), atol=0.03, rtol=0)
@@ -762,25 +789,29 @@ def test_sample_prefixes(patch, own, first_block):
     assert sees_padding(vae, size) == (own in (None, 3, 4))
     for i, ids in enumerate(given):
         pads = [11] * (-len(ids) % chunk)
-        if first_block != "clean": ids = pads + ids if first_block == "left_pad" else ids + pads
+        if first_block != "clean":
+            ids = pads + ids if first_block == "left_pad" else ids + pads
         whole = len(ids) // chunk
         latents = -(-len(ids) // patch)
         rest = latents - whole * size
-        if rest == size: whole, rest = whole + 1, 0
+        if rest == size:
+            whole, rest = whole + 1, 0
         filled = ids + [11] * (-len(ids) % chunk)
         assert found.blocks[i] == whole and found.pinned[i].tolist() == [j < rest for j in range(size)]
         assert found.offset[i] == (len(ids) - whole * chunk if rest else 0)
-        if not ids: continue
+        if not ids:
+            continue
         expected = vae.encode(torch.tensor([filled])).mean[0]
-        close(found.latents[i, :whole * size], expected[:whole * size], atol=1e-5, rtol=1e-4)
-        close(found.known[i, :rest], expected[whole * size:whole * size + rest], atol=1e-5, rtol=1e-4)
+        close(found.latents[i, : whole * size], expected[: whole * size], atol=1e-5, rtol=1e-4)
+        close(found.known[i, :rest], expected[whole * size : whole * size + rest], atol=1e-5, rtol=1e-4)
         assert found.known[i].shape == (size, 4)
 
 
 def cached(dit, past):
     "A cache with whole blocks of clean latents."
     cache = dit.trunk.cache(len(past), past.shape[1] + dit.config.block_size)
-    with torch.no_grad(): dit(past, torch.zeros(len(past), 1), cache)
+    with torch.no_grad():
+        dit(past, torch.zeros(len(past), 1), cache)
     cache.advance(past.shape[1])
     return cache
 
@@ -799,11 +830,11 @@ def test_sample_guided_field(scale, blocks):
             found = field(z, 0.75)
             assert len(field.alone) == (0 if scale == 1 else sum(b > 0 for b in blocks))
             for row, count in enumerate(blocks):
-                times = torch.full((1, 2), 0.75) if held is None else torch.where(held[row:row + 1], 0.0, 0.75)
-                history, own = past[row:row + 1, :2 * count], z[row:row + 1]
+                times = torch.full((1, 2), 0.75) if held is None else torch.where(held[row : row + 1], 0.0, 0.75)
+                history, own = past[row : row + 1, : 2 * count], z[row : row + 1]
                 under = dit(torch.cat([history, own], 1), torch.cat([torch.zeros(1, 2 * count), times], 1))[:, -2:]
                 alone = dit(own, times)
-                close(found[row:row + 1], alone + scale * (under - alone), atol=2e-5, rtol=1e-4)
+                close(found[row : row + 1], alone + scale * (under - alone), atol=2e-5, rtol=1e-4)
 
 
 def test_sample_held_latents_and_new_noise():
@@ -827,14 +858,17 @@ def test_sample_held_latents_and_new_noise():
 @pytest.mark.parametrize("first_block,rounds", [("clean", 2), ("repaint", 1), ("repaint", 3)])
 @pytest.mark.parametrize("solver", ["euler", "heun"])
 def test_sample_transport_is_a_loop_over_steps(hold, first_block, rounds, solver):
-    dit, config = small_dit().eval(), SampleConfig(steps=3, first_block=first_block,
-                            repaint_rounds=rounds, repaint_m=0.6, solver=solver)
+    dit, config = small_dit().eval(), SampleConfig(
+        steps=3, first_block=first_block, repaint_rounds=rounds, repaint_m=0.6, solver=solver
+    )
     past, start, known = torch.randn(2, 2, 4), torch.randn(2, 2, 4), torch.randn(2, 2, 4)
     pinned = torch.tensor([[hold, False], [False, False]])
     cache, places, seen = cached(dit, past), [], []
+
     def noises(place):
         places.append(place)
         return torch.randn(2, 2, 4, generator=stream(place))
+
     with torch.no_grad():
         found = transport_block(dit, start, cache, known, pinned, 2.0, config, noises, lambda t, z: seen.append((t, z)))
         again = transport_block(dit, start, cache, known, pinned, 2.0, config, noises, None, solver_table(dit, config))
@@ -853,45 +887,43 @@ def test_sample_transport_is_a_loop_over_steps(hold, first_block, rounds, solver
     close(found, hold_prefix(z, known, pinned, 0.0, start, config))
     close(again, found)
     assert [t for t, _ in seen] == times[1:] and places == wanted * 2
-    if hold: close(found[0, 0], known[0, 0])
+    if hold:
+        close(found[0, 0], known[0, 0])
 
 
 class Letters(Tokenizer):
     "A tokenizer of letters."
-    def __init__(self): pass   # no backend
+
+    def __init__(self):
+        pass  # no backend
 
     pad_id, eos_id, vocab_size = 0, 1, 20
-    def encode(self, text): return [ord(c) - 95 for c in text]
-    def decode(self, ids, skip_special=True): return "".join("\n" if i == 19 else chr(i + 95)
-               for i in ids if i > 1 or not skip_special)
+
+    def encode(self, text):
+        return [ord(c) - 95 for c in text]
+
+    def decode(self, ids, skip_special=True):
+        return "".join("\n" if i == 19 else chr(i + 95) for i in ids if i > 1 or not skip_special)
 
 
 def test_sample_streams_and_states():
     draw = lambda generator: torch.rand(3, generator=generator).tolist()
     config, release = SampleConfig(seed=9), SampleConfig(seed=9, compat="release")
     assert draw(noise_stream(config, 4, 2)) == draw(stream(9, 4, 2))
-    assert draw(
-    noise_stream(
-        config,
-        4,
-        2,
-        "repaint")) == draw(
-            stream(
-                9,
-                4,
-                2,
-                "repaint")) == draw(
-                    noise_stream(
-                        release,
-                        4,
-                        2,
-                         "repaint"))
+    assert (
+        draw(noise_stream(config, 4, 2, "repaint"))
+        == draw(stream(9, 4, 2, "repaint"))
+        == draw(noise_stream(release, 4, 2, "repaint"))
+    )
     assert draw(noise_stream(release, 4, 2)) == draw(torch.Generator().manual_seed(9 + 4000 + 20_000_000))
     states = begin_states(["a", "b"], None)
-    assert [(s.index, s.seed, s.offset, s.tokens, s.latents, s.done)
-             for s in states] == [(0, 0, 0, [], [], False), (1, 1, 0, [], [], False)]
+    assert [(s.index, s.seed, s.offset, s.tokens, s.latents, s.done) for s in states] == [
+        (0, 0, 0, [], [], False),
+        (1, 1, 0, [], [], False),
+    ]
     assert [(s.index, s.seed, s.offset) for s in begin_states(["a", "b"], [7, 5], [1, 0])] == [(0, 7, 1), (1, 5, 0)]
-    with pytest.raises(ValueError, match="1 seeds for 2 prompts"): begin_states(["a", "b"], [7])
+    with pytest.raises(ValueError, match="1 seeds for 2 prompts"):
+        begin_states(["a", "b"], [7])
 
 
 def sampler_of(**how):
@@ -926,8 +958,9 @@ def test_sample_blocks_are_counted(release):
     sampler.stopped = lambda state: False
     # one token of the first prompt opens its next block of 2
     prompts = ["abc", "de"]
-    made = [[len(s.tokens) for s in states]
-                 for states in sampler.blocks(prompts, None, lambda k, t, z: seen.append((k, t)))]
+    made = [
+        [len(s.tokens) for s in states] for states in sampler.blocks(prompts, None, lambda k, t, z: seen.append((k, t)))
+    ]
     # 5 tokens, and (not in the release) the one of the prompt
     count = 3
     assert made == [[2 * k + 2] * 2 for k in range(count)]
@@ -956,15 +989,14 @@ def test_sample_release_decodes_without_scaling():
     vae = small_vae(scaling_factor=2.0, shifting_factor=0.5)
     z = torch.randn(1, 2, 4)
     for compat, expected in (("none", vae.decoder(z / 2 + 0.5)), ("release", vae.decoder(z))):
-        found = Sampler(
-    vae, small_dit(), Letters(), SampleConfig(
-        compat=compat)).decode(
-            z, vae.decoder.trunk.cache(
-                1, 2))
+        found = Sampler(vae, small_dit(), Letters(), SampleConfig(compat=compat)).decode(
+            z, vae.decoder.trunk.cache(1, 2)
+        )
         close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 # likelihood
+
 
 def test_likelihood_probes():
     z = torch.zeros(2, 3, 2, dtype=torch.float64)
@@ -993,16 +1025,19 @@ def test_likelihood_traces():
 def test_likelihood_solver(method, order, backward):
     "dz/dt = 2 t z from 0 to 1 multiplies by e, and back divides."
     start = torch.ones(1, 2, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
-    rate = lambda t, state: (2 * t * state[0], torch.ones(1, 1).double() * 3 * t ** 2)
+    rate = lambda t, state: (2 * t * state[0], torch.ones(1, 1).double() * 3 * t**2)
     (z, total), calls = integrate(rate, start, ODEConfig(method=method, steps=8, warp=1.5), backward)
     error, bound = abs(float(z[0, 0]) / math.exp(-1 if backward else 1) - 1), {1: 0.3, 2: 0.03, 4: 2e-4, 5: 1e-4}[order]
     assert error < bound and abs(abs(float(total)) - 1) < bound
     assert (total < 0) == backward
-    if method != "dopri5": assert calls == 8 * order
+    if method != "dopri5":
+        assert calls == 8 * order
     if method == "euler":
         times, expected = [(i / 8) ** 1.5 for i in range(9)], 1.0
-        if backward: times = times[::-1]
-        for now, then in zip(times, times[1:]): expected *= 1 + (then - now) * 2 * now
+        if backward:
+            times = times[::-1]
+        for now, then in zip(times, times[1:]):
+            expected *= 1 + (then - now) * 2 * now
         assert float(z[0, 0]) == pytest.approx(expected)
 
 
@@ -1010,8 +1045,9 @@ def test_likelihood_solver(method, order, backward):
 @pytest.mark.parametrize("divergence", ["exact", "rademacher"])
 def test_likelihood_of_a_linear_flow(free, divergence):
     "dz/dt = a z: log p(z0) = log N(e^a z0; 0, 1) + a for each coordinate that moves; probes are exact for a diagonal."
-    rate, ode = torch.tensor([0.5, -0.3, 1.0]).double(), ODEConfig(method="rk4",
-                             steps=20, divergence=divergence, probes=3)
+    rate, ode = torch.tensor([0.5, -0.3, 1.0]).double(), ODEConfig(
+        method="rk4", steps=20, divergence=divergence, probes=3
+    )
     z0 = torch.randn(2, 3, dtype=torch.float64)
     moves = torch.ones(2, 3).double() if free is None else free.double()
     found = flow_log_prob(lambda z, t: rate * z, z0, ode, stream("linear"), free)
@@ -1033,7 +1069,7 @@ def test_likelihood_error_of_the_trace():
         e = torch.randn(probes, 3, 2, generator=stream(0)).double()
         traces = torch.einsum("pbi,ij,pbj->pb", e, matrix, e)
         found = carry(lambda z, t: z @ matrix.T, z0, ode, stream(0), None, False)
-        close(found.se, traces.std(0) / probes ** 0.5)
+        close(found.se, traces.std(0) / probes**0.5)
         close(found.log_prob, Normal(0.0, 1.0).log_prob(z0 + z0 @ matrix.T).sum(1) + traces.mean(0))
 
 
@@ -1042,17 +1078,20 @@ def test_likelihood_error_of_the_trace():
 def test_likelihood_mixture(t, sd):
     weights, means = torch.tensor([0.3, 0.7]).double(), torch.tensor([[1.0, -2.0, 0.5], [0.0, 1.5, -1.0]]).double()
     mixture, z = MixturePath(weights, means, sd), torch.randn(4, 3, dtype=torch.float64)
-    variance = (1 - t) ** 2 * torch.as_tensor(sd).double().expand(2) ** 2 + t ** 2
-    logs = torch.stack([w.log() + Normal((1 - t) * m, v.sqrt()).log_prob(z).sum(1)
-                       for w, m, v in zip(weights, means, variance)], 1)
+    variance = (1 - t) ** 2 * torch.as_tensor(sd).double().expand(2) ** 2 + t**2
+    logs = torch.stack(
+        [w.log() + Normal((1 - t) * m, v.sqrt()).log_prob(z).sum(1) for w, m, v in zip(weights, means, variance)], 1
+    )
     close(mixture.log_density(z, t), logs.logsumexp(1)), close(mixture.responsibilities(z, t), logs.softmax(1))
-    if t == 0: close(mixture.log_density(z), logs.logsumexp(1)), close(mixture.responsibilities(z), logs.softmax(1))
+    if t == 0:
+        close(mixture.log_density(z), logs.logsumexp(1)), close(mixture.responsibilities(z), logs.softmax(1))
     clean = 0.0
-    for k in range(2):   # E[z0 | zt, k] for a Gaussian
+    for k in range(2):  # E[z0 | zt, k] for a Gaussian
         gain = (1 - t) * torch.as_tensor(sd).double().expand(2)[k] ** 2 / variance[k]
         clean = clean + logs.softmax(1)[:, k, None] * (means[k] + gain * (z - (1 - t) * means[k]))
     close(mixture.denoise(z, t), clean)
-    if t: close(mixture.velocity(z, t), (z - clean) / t)                       # z1 - z0 = (zt - z0) / t
+    if t:
+        close(mixture.velocity(z, t), (z - clean) / t)  # z1 - z0 = (zt - z0) / t
     close(mixture.velocity(z, torch.full((4,), t, dtype=torch.float64)), mixture.velocity(z, t))
     drawn, k = mixture.sample(4000, stream("mixture"))
     assert abs((k == 0).double().mean() - 0.3) < 0.03
@@ -1065,56 +1104,54 @@ def test_likelihood_draws_in_chunks():
     x = torch.arange(3)
     for chunk in (1, 2, 4, 100):
         first, second = each_draw(lambda part: (part.double(), part.double() + 10), x, 5, chunk, False, "test")
-        assert first.tolist() == [[float(i)] * 5 for i in range(3)
-                            ] and second.tolist() == [[i + 10.0] * 5 for i in range(3)]
+        assert first.tolist() == [[float(i)] * 5 for i in range(3)] and second.tolist() == [
+            [i + 10.0] * 5 for i in range(3)
+        ]
     counter = iter(range(100))
-    numbered, = each_draw(lambda part: (torch.tensor([float(next(counter)) for _ in part]),), x, 2, 2, False, "test")
+    (numbered,) = each_draw(lambda part: (torch.tensor([float(next(counter)) for _ in part]),), x, 2, 2, False, "test")
     assert numbered.tolist() == [[0, 3], [1, 4], [2, 5]]
     for wrong in ((0, 1), (1, 0)):
-        with pytest.raises(
-    ValueError,
-    match="each must be >= 1"): each_draw(
-        lambda part: (
-            part,
-            ),
-            x,
-            *wrong,
-            False,
-             "test")
-    with pytest.raises(ValueError, match="0 texts"): each_draw(lambda part: (part,), x[:0], 1, 1, False, "test")
+        with pytest.raises(ValueError, match="each must be >= 1"):
+            each_draw(lambda part: (part,), x, *wrong, False, "test")
+    with pytest.raises(ValueError, match="0 texts"):
+        each_draw(lambda part: (part,), x[:0], 1, 1, False, "test")
 
 
 def test_likelihood_estimators():
     log_w = torch.randn(3, 8, dtype=torch.float64)
     w, found = log_w.exp(), likelihood(log_w)
-    close(found.elbo, log_w.mean(1)), close(found.elbo_se, log_w.std(1) / 8 ** 0.5)
+    close(found.elbo, log_w.mean(1)), close(found.elbo_se, log_w.std(1) / 8**0.5)
     close(found.iwae, w.mean(1).log()), close(found.ess, w.sum(1) ** 2 / w.square().sum(1))
-    close(found.iwae_se, w.std(1, unbiased=False) / w.mean(1) / 8 ** 0.5)       # delta method
+    close(found.iwae_se, w.std(1, unbiased=False) / w.mean(1) / 8**0.5)  # delta method
     assert found.samples == 8
     pair = likelihood(log_w[:, :2])
-    close(pair.iwae_se, w[:, :2].std(1, unbiased=False) / w[:, :2].mean(1) / 2 ** 0.5)
+    close(pair.iwae_se, w[:, :2].std(1, unbiased=False) / w[:, :2].mean(1) / 2**0.5)
     single = likelihood(log_w[:, :1])
     assert single.elbo_se.isnan().all() and single.iwae_se.isnan().all()
     close(single.iwae, log_w[:, 0]), close(single.ess, torch.ones(3).double())
     close(iwae_at(log_w, 3), torch.stack([w[:, :3].mean(1).log(), w[:, 3:6].mean(1).log()]).mean(0))
     close(iwae_at(log_w, 1), found.elbo), close(iwae_at(log_w, 8), found.iwae)
     for size in (0, 9):
-        with pytest.raises(ValueError, match=f"size={size} must be in 1..8"): iwae_at(log_w, size)
+        with pytest.raises(ValueError, match=f"size={size} must be in 1..8"):
+            iwae_at(log_w, size)
     prefix = likelihood(torch.randn(3, 4, dtype=torch.float64))
     rest = conditional(found, prefix)
     expected = Conditional(
-    found.elbo - prefix.elbo,
-    (found.elbo_se ** 2 + prefix.elbo_se ** 2).sqrt(),
-    found.iwae - prefix.iwae,
-     (found.iwae_se ** 2 + prefix.iwae_se ** 2).sqrt())
-    for ours, theirs in zip(rest, expected): close(ours, theirs)
+        found.elbo - prefix.elbo,
+        (found.elbo_se**2 + prefix.elbo_se**2).sqrt(),
+        found.iwae - prefix.iwae,
+        (found.iwae_se**2 + prefix.iwae_se**2).sqrt(),
+    )
+    for ours, theirs in zip(rest, expected):
+        close(ours, theirs)
 
 
 def test_likelihood_perplexity():
     found = perplexity([-4.0, -9.0, -2.0], [2, 3, 5])
     assert found.value == pytest.approx(math.exp(15 / 10)) and found.unit == "per token" and found.n == 3
     for wrong in (([-1.0], [1]), ([-1.0, -2.0], [1])):
-        with pytest.raises(ValueError, match="need the length of each"): perplexity(*wrong)
+        with pytest.raises(ValueError, match="need the length of each"):
+            perplexity(*wrong)
 
 
 @pytest.mark.parametrize("width,shift", [(1.0, 0.0), (1.4, 0.3)])
@@ -1135,25 +1172,28 @@ def test_likelihood_linear_gaussian(width, shift):
     close(model.log_likelihood(x, z), Normal(z @ weight.T, 0.5).log_prob(x).sum(1))
     close(model.log_prior(x, z, None).log_prob, Normal(0.0, 1.0).log_prob(z).sum(1), atol=1e-2, rtol=0)
     close(
-    model.log_prob(x),
-    torch.distributions.MultivariateNormal(
-        torch.zeros(4).double(),
-        weight @ weight.T +
-        0.25 *
-         torch.eye(4).double()).log_prob(x))
+        model.log_prob(x),
+        torch.distributions.MultivariateNormal(
+            torch.zeros(4).double(), weight @ weight.T + 0.25 * torch.eye(4).double()
+        ).log_prob(x),
+    )
     true = torch.distributions.MultivariateNormal(center - shift * root.sum(1), covariance)
     close(torch.tensor(model.gap), kl_divergence(q, true)[0].float())
     short = model.prefix(3)
-    assert torch.equal(short.weight, weight[:3]) and (short.noise, short.width,
-                       short.shift) == (0.5, width, shift) and short.ode is model.ode
+    assert (
+        torch.equal(short.weight, weight[:3])
+        and (short.noise, short.width, short.shift) == (0.5, width, shift)
+        and short.ode is model.ode
+    )
     assert (model.prefix(3, width=2.0).width, model.prefix(3, shift=1.0).shift) == (2.0, 1.0)
-    whole = model.aggregate()                                        # x = W z + e, so the center has covariance I - C
+    whole = model.aggregate()  # x = W z + e, so the center has covariance I - C
     close(whole.mean, shift * root.sum(1))
-    close(whole.covariance_matrix, torch.eye(2).double() - covariance + width ** 2 * covariance)
+    close(whole.covariance_matrix, torch.eye(2).double() - covariance + width**2 * covariance)
     weights = log_weights(model, x, 4, stream("w"), chunk=5)
     close(weights.total, weights.reconstruction + weights.prior - weights.posterior)
     assert weights.total.shape == (3, 4) and weights.nfe == 16 and not weights.prior_se.any()
-    if (width, shift) == (1.0, 0.0): close(weights.total, model.log_prob(x)[:, None].expand(3, 4), atol=2e-2, rtol=0)
+    if (width, shift) == (1.0, 0.0):
+        close(weights.total, model.log_prob(x)[:, None].expand(3, 4), atol=2e-2, rtol=0)
 
 
 def test_likelihood_parts():
@@ -1167,10 +1207,14 @@ def test_likelihood_parts():
     for name in Parts._fields:
         for part in rows.split(4):
             z, log_q = model.infer(x[part], generator)
-            if name == "reconstruction": wanted[name].append(model.log_likelihood(x[part], z))
-            elif name == "rate": wanted[name].append(log_q - aggregate.log_prob(z))
-            else: wanted[name].append(aggregate.log_prob(z) - model.log_prior(x[part], z, generator).log_prob)
-    for name in Parts._fields: close(getattr(found, name), torch.cat(wanted[name]).view(3, 2).mean(0))
+            if name == "reconstruction":
+                wanted[name].append(model.log_likelihood(x[part], z))
+            elif name == "rate":
+                wanted[name].append(log_q - aggregate.log_prob(z))
+            else:
+                wanted[name].append(aggregate.log_prob(z) - model.log_prior(x[part], z, generator).log_prob)
+    for name in Parts._fields:
+        close(getattr(found, name), torch.cat(wanted[name]).view(3, 2).mean(0))
     close(found.elbo, found.reconstruction - found.rate - found.prior_kl)
 
 
@@ -1180,14 +1224,17 @@ def test_likelihood_of_mixed_posteriors(weighted):
     logs = torch.randn(5, dtype=torch.float64).log_softmax(0) if weighted else None
     each = torch.stack([Normal(m, (v / 2).exp()).log_prob(z).sum(1) for m, v in zip(q.mean, q.logvar)], 1)
     expected = (each + (logs if weighted else -math.log(5))).logsumexp(1)
-    for chunk in (3, 500): close(aggregated_log_density(q, logs, chunk)(z), expected)
+    for chunk in (3, 500):
+        close(aggregated_log_density(q, logs, chunk)(z), expected)
 
 
 def scorer_of(patch=1, size=2, **ode):
     torch.manual_seed(2)
     vae = small_vae(patch_size=patch).eval()
-    return TextScorer(ColaDLM(vae, small_dit(block_size=size).eval()), ODEConfig(
-        **dict(method="euler", steps=3, divergence="exact") | ode))
+    return TextScorer(
+        ColaDLM(vae, small_dit(block_size=size).eval()),
+        ODEConfig(**dict(method="euler", steps=3, divergence="exact") | ode),
+    )
 
 
 def test_likelihood_texts_and_their_spans():
@@ -1199,20 +1246,27 @@ def test_likelihood_texts_and_their_spans():
     assert own.int().tolist() == [[0, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 0]]
     assert left.int().tolist() == [[0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1]]
     short = x[torch.tensor([1, 0])]
-    assert short.ids.tolist() == [[4,
-    4] + [6] * 6,
-    [3] * 7 + [6]] and short.length.tolist() == [2,
-    7] and short.known.tolist() == [0,
-     2] and short.chunk == 4
+    assert (
+        short.ids.tolist() == [[4, 4] + [6] * 6, [3] * 7 + [6]]
+        and short.length.tolist() == [2, 7]
+        and short.known.tolist() == [0, 2]
+        and short.chunk == 4
+    )
     assert scorer.texts([[3]]).known.tolist() == [0] and scorer.texts([[3]]).ids.tolist() == [[3, 0, 0, 0]]
-    wrong = [([3], [1], "a text of 1 tokens cannot have a prompt of 1"), ([3], [-1], "prompt of -1"),
-             ([3, 4, 5], [1], "ends inside a patch of 2"), ([], [0], "a text of 0 tokens")]
+    wrong = [
+        ([3], [1], "a text of 1 tokens cannot have a prompt of 1"),
+        ([3], [-1], "prompt of -1"),
+        ([3, 4, 5], [1], "ends inside a patch of 2"),
+        ([], [0], "a text of 0 tokens"),
+    ]
     for ids, known, said in wrong:
-        with pytest.raises(ValueError, match=said): scorer.texts([ids], known)
+        with pytest.raises(ValueError, match=said):
+            scorer.texts([ids], known)
     scorer.vae = small_vae(patch_size=2, block_size=None)
     assert len(scorer.texts([[3] * 3, [3] * 4])) == 2
     for given, known in (([[3] * 4, [3] * 5], None), ([[3] * 4], [2])):
-        with pytest.raises(ValueError, match="only whole texts of one number of blocks"): scorer.texts(given, known)
+        with pytest.raises(ValueError, match="only whole texts of one number of blocks"):
+            scorer.texts(given, known)
 
 
 def test_likelihood_history_is_the_cache_up_to_a_place():
@@ -1225,7 +1279,9 @@ def test_likelihood_history_is_the_cache_up_to_a_place():
             found = dit(z, torch.full((3, 1), 0.4), history)
             for i, (row, n) in enumerate(zip(rows, seen)):
                 whole = torch.cat([past[row, :n], z[i]])[None]
-                close(found[i:i + 1], dit(whole, torch.tensor([[0.0] * (n // 2) + [0.4]]))[:, n:], atol=1e-5, rtol=1e-4)
+                close(
+                    found[i : i + 1], dit(whole, torch.tensor([[0.0] * (n // 2) + [0.4]]))[:, n:], atol=1e-5, rtol=1e-4
+                )
             assert history.keys.shape[3] == max(seen)
 
 
@@ -1241,15 +1297,19 @@ def test_likelihood_of_blocks(rows):
         expected, ends = torch.zeros(2), z.clone()
         for row in range(2):
             for block in range(3):
-                own, past = slice(2 * block, 2 * block + 2), z[row:row + 1, :2 * block]
-                moves = free[row:row + 1, own]
-                if not moves.any(): continue
-                velocity = lambda z, t: dit(torch.cat([past, z], 1), torch.cat(
-                    [torch.zeros(1, 2 * block), torch.where(moves, t, 0.0)], 1))[:, -2:]
+                own, past = slice(2 * block, 2 * block + 2), z[row : row + 1, : 2 * block]
+                moves = free[row : row + 1, own]
+                if not moves.any():
+                    continue
+                velocity = lambda z, t: dit(
+                    torch.cat([past, z], 1), torch.cat([torch.zeros(1, 2 * block), torch.where(moves, t, 0.0)], 1)
+                )[:, -2:]
                 one = (flow_sample if draw else flow_log_prob)(
-                    velocity, z[row:row + 1, own], ode, None, moves[..., None].expand(-1, -1, 4))
+                    velocity, z[row : row + 1, own], ode, None, moves[..., None].expand(-1, -1, 4)
+                )
                 expected[row] += one.log_prob[0]
-                if draw: ends[row, own] = one.end[0]
+                if draw:
+                    ends[row, own] = one.end[0]
         close(density.log_prob, expected, atol=1e-3, rtol=1e-4), close(made, ends, atol=1e-4, rtol=1e-4)
         close(density.end, made)
         assert density.nfe == 3 and not density.se.any()
@@ -1257,11 +1317,12 @@ def test_likelihood_of_blocks(rows):
 
 def test_likelihood_adds_the_variances_of_blocks():
     scorer = scorer_of(divergence="gaussian", probes=2)
-    scorer.rows = 1                                                            # each block draws its own probes
+    scorer.rows = 1  # each block draws its own probes
     z, blocks = torch.randn(1, 4, 4), torch.arange(4)[None] // 2
     both = scorer.flow(z, blocks >= 0, stream("probes"))[1]
     generator, variance = stream("probes"), 0.0
-    for block in range(2): variance += scorer.flow(z, blocks == block, generator)[1].se ** 2
+    for block in range(2):
+        variance += scorer.flow(z, blocks == block, generator)[1].se ** 2
     close(both.se, variance.sqrt(), atol=1e-4, rtol=1e-3)
 
 
@@ -1276,15 +1337,18 @@ def test_likelihood_of_texts(known):
     first = q.sample(generator)
     for row, n in enumerate(known):
         # the VAE of this test sees the past only
-        if n: first[row, :n] = scorer.vae.encode(x.ids[row:row + 1, :n]).mean[0]
-        if any(known) and n == 0: assert torch.equal(own[row], torch.arange(6) < x.length[row])
+        if n:
+            first[row, :n] = scorer.vae.encode(x.ids[row : row + 1, :n]).mean[0]
+        if any(known) and n == 0:
+            assert torch.equal(own[row], torch.arange(6) < x.length[row])
     used = own | (torch.arange(6) < x.known[:, None])
     close(z[used], first[used], atol=1e-5, rtol=1e-4)
     rest = torch.zeros(2)
     if left.any():
         noise = torch.randn(z.shape, generator=generator)
-        drawn, density = scorer.flow(torch.where(left[..., None], noise, torch.where(
-            used[..., None], first, z)), left, generator, draw=True)
+        drawn, density = scorer.flow(
+            torch.where(left[..., None], noise, torch.where(used[..., None], first, z)), left, generator, draw=True
+        )
         close(z[left], drawn[left], atol=1e-4, rtol=1e-4)
         rest = density.log_prob
     close(log_q, rest + (q.log_prob(z) * own).sum(1), atol=1e-3, rtol=1e-4)
@@ -1307,25 +1371,35 @@ def test_likelihood_prices():
         for row, how in zip(table.itertuples(), settings):
             density = price(how)
             error = (density.log_prob - price(given or how | dict(divergence="exact", probes=1)).log_prob).numpy()
-            assert row.bias == pytest.approx(
-                error.mean(), abs=1e-5) and row.error == pytest.approx(np.sqrt((error ** 2).mean()), abs=1e-5)
-            assert row.se == pytest.approx(float(density.se.mean()), abs=1e-6) and (row.nfe,
-                                           row.steps, row.texts) == (how["steps"], how["steps"], 2)
+            assert row.bias == pytest.approx(error.mean(), abs=1e-5) and row.error == pytest.approx(
+                np.sqrt((error**2).mean()), abs=1e-5
+            )
+            assert row.se == pytest.approx(float(density.se.mean()), abs=1e-6) and (row.nfe, row.steps, row.texts) == (
+                how["steps"],
+                how["steps"],
+                2,
+            )
             assert row.seconds > 0
 
 
 # estimators
 
+
 def test_estimators_wilson():
     for correct, n, level in ((0, 5, 0.95), (3, 7, 0.9), (9, 9, 0.99)):
         found, z, p = wilson(correct, n, level), stats.norm.ppf((1 + level) / 2), correct / n
-        roots = np.roots([1 + z * z / n, -(2 * p + z * z / n), p * p])          # (p - x)^2 = z^2 x (1 - x) / n
+        roots = np.roots([1 + z * z / n, -(2 * p + z * z / n), p * p])  # (p - x)^2 = z^2 x (1 - x) / n
         assert (found.low, found.high) == pytest.approx(tuple(sorted(np.clip(roots.real, 0, 1))), abs=1e-7)
-        assert (found.value, found.se, found.n, found.unit) == (pytest.approx(
-            p), pytest.approx(math.sqrt(p * (1 - p) / n)), n, "proportion")
+        assert (found.value, found.se, found.n, found.unit) == (
+            pytest.approx(p),
+            pytest.approx(math.sqrt(p * (1 - p) / n)),
+            n,
+            "proportion",
+        )
     assert wilson(0, 1).value == 0 and wilson(3, 7) == wilson(3, 7, 0.95)
     for wrong in ((-1, 3), (4, 3), (0, 0)):
-        with pytest.raises(ValueError, match="need 0 <= correct <= n and n >= 1"): wilson(*wrong)
+        with pytest.raises(ValueError, match="need 0 <= correct <= n and n >= 1"):
+            wilson(*wrong)
 
 
 def test_estimators_mean():
@@ -1340,9 +1414,11 @@ def test_estimators_mean():
     assert (single.value, single.n) == (2.0, 1) and np.isnan([single.low, single.high, single.se]).all()
     pair = paired_difference([3.0, 5.0, 4.0], [1.0, 2.0, 5.0], 0.9, "x")
     assert pair == mean_interval([2.0, 3.0, -1.0], 0.9, "x")
-    with pytest.raises(ValueError, match="3 and 2"): paired_difference([1, 2, 3], [1, 2])
+    with pytest.raises(ValueError, match="3 and 2"):
+        paired_difference([1, 2, 3], [1, 2])
     for wrong in ([], [math.nan], [math.inf]):
-        with pytest.raises(ValueError): mean_interval(wrong)
+        with pytest.raises(ValueError):
+            mean_interval(wrong)
 
 
 def plain_two_way(y, level):
@@ -1354,7 +1430,7 @@ def plain_two_way(y, level):
     kept = [(m, df) for m, df in ((seeds, s - 1), (items, i - 1)) if m > rest]
     parts = kept + [((1 - len(kept)) * rest, (s - 1) * (i - 1))]
     total = sum(m for m, _ in parts)
-    df = total ** 2 / sum(m * m / df for m, df in parts)
+    df = total**2 / sum(m * m / df for m, df in parts)
     se = math.sqrt(total / (s * i))
     return mean, se, stats.t.ppf((1 + level) / 2, df) * se
 
@@ -1364,42 +1440,23 @@ def test_estimators_seeds_by_items():
     noise = rng.normal(size=(4, 6))
     flat = noise - noise.mean(1, keepdims=True)
     cases = [
-    noise,
-    noise +
-    3 *
-    rng.normal(
-        size=(
-            4,
-            1)),
-            noise +
-            3 *
-            rng.normal(
-                size=6),
-                flat,
-                flat -
-                flat.mean(0) +
-                0.01 *
-                np.arange(6),
-                noise +
-                3 *
-                rng.normal(
-                    size=(
-                        4,
-                        1)) +
-                        3 *
-                        rng.normal(
-                            size=6)]
+        noise,
+        noise + 3 * rng.normal(size=(4, 1)),
+        noise + 3 * rng.normal(size=6),
+        flat,
+        flat - flat.mean(0) + 0.01 * np.arange(6),
+        noise + 3 * rng.normal(size=(4, 1)) + 3 * rng.normal(size=6),
+    ]
     for y in cases:
         found, (mean, se, half) = seeds_by_items(y, 0.9, "x"), plain_two_way(y, 0.9)
         assert tuple(found) == (
-    pytest.approx(mean),
-    pytest.approx(
-        mean - half),
-        pytest.approx(
-            mean + half),
+            pytest.approx(mean),
+            pytest.approx(mean - half),
+            pytest.approx(mean + half),
             pytest.approx(se),
             24,
-             "x")
+            "x",
+        )
     assert seeds_by_items(noise) == seeds_by_items(noise, 0.95, "proportion")
     same = seeds_by_items(np.ones((2, 3)))
     assert (same.value, same.low, same.high, same.se) == (1, 1, 1, 0)
@@ -1414,22 +1471,32 @@ def test_estimators_bootstraps():
     a, b = rng.normal(size=12), rng.normal(size=12)
     ratio = lambda x, y, axis: (x * y).mean(axis)
     for method in ("BCa", "basic", "percentile"):
-        found = bootstrap_interval([a, b], ratio, paired=True, method=method,
-                                   n_resamples=200, level=0.9, unit="u", rng=3)
-        theirs = stats.bootstrap([a, b], ratio, paired=True, vectorized=True, method=method,
-                                 axis=-1, n_resamples=200, confidence_level=0.9, rng=np.random.default_rng(3))
+        found = bootstrap_interval(
+            [a, b], ratio, paired=True, method=method, n_resamples=200, level=0.9, unit="u", rng=3
+        )
+        theirs = stats.bootstrap(
+            [a, b],
+            ratio,
+            paired=True,
+            vectorized=True,
+            method=method,
+            axis=-1,
+            n_resamples=200,
+            confidence_level=0.9,
+            rng=np.random.default_rng(3),
+        )
         assert tuple(found) == (
-    pytest.approx(
-        (a * b).mean()),
-        *theirs.confidence_interval,
-        theirs.standard_error,
-        12,
-         "u")
+            pytest.approx((a * b).mean()),
+            *theirs.confidence_interval,
+            theirs.standard_error,
+            12,
+            "u",
+        )
     mean = lambda x, axis: x.mean(axis)
     theirs = stats.bootstrap([a], mean, axis=-1, n_resamples=2000, method="BCa", rng=np.random.default_rng(0))
     assert bootstrap_interval([a], mean)[1:3] == theirs.confidence_interval
     difference = lambda x, y, axis: x.mean(axis) - y.mean(axis)
-    apart = bootstrap_interval([a, b[:7]], difference)                          # not paired unless asked for
+    apart = bootstrap_interval([a, b[:7]], difference)  # not paired unless asked for
     assert apart.n == 12 and apart.value == pytest.approx(a.mean() - b[:7].mean())
 
 
@@ -1438,147 +1505,134 @@ def test_estimators_ranks():
     x, y = rng.integers(0, 5, size=(2, 3, 8)).astype(float)
     assert rank_correlation(x, y) == pytest.approx([stats.spearmanr(a, b).statistic for a, b in zip(x, y)])
     assert rank_correlation(np.ones(4), np.arange(4.0)) == 0 == rank_correlation(np.arange(4.0), np.ones(4))
-    with pytest.raises(ValueError, match="axis must be -1, got 0"): rank_correlation(x, y, axis=0)
+    with pytest.raises(ValueError, match="axis must be -1, got 0"):
+        rank_correlation(x, y, axis=0)
     u, v = rng.normal(size=(2, 9))
     found = spearman(u, v, 150, 0.9, 5)
     assert found == bootstrap_interval([u, v], rank_correlation, True, "percentile", 150, 0.9, "rho", 5)
-    assert spearman(
-    u,
-    v) == spearman(
-        u,
-        v,
-        2000,
-        0.95,
-        0) and found.value == pytest.approx(
-            stats.spearmanr(
-                u,
-                 v).statistic)
+    assert spearman(u, v) == spearman(u, v, 2000, 0.95, 0) and found.value == pytest.approx(
+        stats.spearmanr(u, v).statistic
+    )
     assert spearman(u[:4], v[:4], 50).n == 4
-    for wrong, said in (((u[:3], v[:3]), "at least 4 runs, got 3"), ((u, v[:5]), "equal lengths, got 9 and 5"), ((
-        np.ones(9), v), "constant side"), ((u, np.ones(9)), "constant side")):
-        with pytest.raises(ValueError, match=said): spearman(*wrong)
+    for wrong, said in (
+        ((u[:3], v[:3]), "at least 4 runs, got 3"),
+        ((u, v[:5]), "equal lengths, got 9 and 5"),
+        ((np.ones(9), v), "constant side"),
+        ((u, np.ones(9)), "constant side"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            spearman(*wrong)
 
 
 def test_estimators_average_and_text():
     parts = [Estimate(1.0, 0.5, 2.0, 0.3, 10, "x"), Estimate(3.0, 2.8, 3.5, 0.4, 20, "x")]
     found = mean_of(parts)
     assert tuple(found) == (
-    2.0,
-    pytest.approx(
-        2 -
-        math.hypot(
-            0.5,
-            0.2) /
-            2),
-            pytest.approx(
-                2 +
-                math.hypot(
-                    1.0,
-                    0.5) /
-                    2),
-                    pytest.approx(0.25),
-                    30,
-                     "x")
+        2.0,
+        pytest.approx(2 - math.hypot(0.5, 0.2) / 2),
+        pytest.approx(2 + math.hypot(1.0, 0.5) / 2),
+        pytest.approx(0.25),
+        30,
+        "x",
+    )
     assert mean_of(parts[:1]) == parts[0]
-    with pytest.raises(ValueError, match="no estimate"): mean_of([])
-    with pytest.raises(ValueError, match=r"different units: \['x', 'y'\]"): mean_of(
-        [parts[0], parts[1]._replace(unit="y")])
-    assert str(parts[0]) == "1.000 x (0.500 to 2.000; n=10)" and str(
-        mean_interval([2.0])) == "2.000 (interval unknown; n=1)"
+    with pytest.raises(ValueError, match="no estimate"):
+        mean_of([])
+    with pytest.raises(ValueError, match=r"different units: \['x', 'y'\]"):
+        mean_of([parts[0], parts[1]._replace(unit="y")])
+    assert (
+        str(parts[0]) == "1.000 x (0.500 to 2.000; n=10)"
+        and str(mean_interval([2.0])) == "2.000 (interval unknown; n=1)"
+    )
 
 
 # baselines: sampling, sizes and costs (their losses: test_baseline_objectives.py)
 
+
 def baseline_of(family, **changes):
     torch.manual_seed(4)
-    return make_baseline(BaselineConfig(**dict(family=family, vocab_size=20, width=16, layers=1,
-                         heads=2, intermediate=12, init_std=0.4, d_embed=6) | changes)).eval()
+    return make_baseline(
+        BaselineConfig(
+            **dict(family=family, vocab_size=20, width=16, layers=1, heads=2, intermediate=12, init_std=0.4, d_embed=6)
+            | changes
+        )
+    ).eval()
 
 
 def test_baselines_modules():
     for family in ("ar", "llada", "plaid"):
         model = baseline_of(family, kv_heads=1, norm="layer", norm_eps=1e-3, rope_theta=77.0, layers=2)
         config = model.trunk.config
-        assert (
-    config.width,
-    config.layers,
-    config.heads,
-    config.kv_heads,
-    config.head_dim,
-    config.hidden) == (
-        16,
-        2,
-        2,
-        1,
-        8,
-         24)
-        assert (
-    config.activation,
-    config.modulated,
-    config.norm,
-    config.norm_eps,
-    config.mlp_bias) == (
-        "swiglu",
-        family == "plaid",
-        "layer",
-        1e-3,
-         False)
+        assert (config.width, config.layers, config.heads, config.kv_heads, config.head_dim, config.hidden) == (
+            16,
+            2,
+            2,
+            1,
+            8,
+            24,
+        )
+        assert (config.activation, config.modulated, config.norm, config.norm_eps, config.mlp_bias) == (
+            "swiglu",
+            family == "plaid",
+            "layer",
+            1e-3,
+            False,
+        )
         assert (config.rope_dim, config.rope_theta, model.norm.eps, model.exact) == (8, 77.0, 1e-3, family == "ar")
         assert model.head.weight.shape == (20, 16) and model.head.bias is None
         assert model.embedding.weight.shape == ((20, 6) if family == "plaid" else (21, 16))
-        weights = torch.cat([m.weight.flatten() for m in model.trunk.modules()
-                            if isinstance(m, nn.Linear) and "odulation" not in type(m).__name__])
+        weights = torch.cat(
+            [
+                m.weight.flatten()
+                for m in model.trunk.modules()
+                if isinstance(m, nn.Linear) and "odulation" not in type(m).__name__
+            ]
+        )
         assert abs(weights[weights != 0].std() - 0.4) < 0.02
     zero = [m.linear for m in model.modules() if isinstance(m, Modulation)]
     assert zero and not any(p.any() for m in zero for p in m.parameters())
     tied = baseline_of("ar", tied=True)
     assert tied.head is None
     close(tied.logits(torch.ones(1, 1, 16)), tied.norm(torch.ones(1, 1, 16)) @ tied.embedding.weight[:20].T)
-    with pytest.raises(ValueError, match="baseline.tied=True"): baseline_of("plaid", tied=True)
-    assert baseline_of("plaid").input.in_features == 12 and baseline_of(
-        "plaid", self_condition=False).input.in_features == 6
+    with pytest.raises(ValueError, match="baseline.tied=True"):
+        baseline_of("plaid", tied=True)
+    assert (
+        baseline_of("plaid").input.in_features == 12
+        and baseline_of("plaid", self_condition=False).input.in_features == 6
+    )
 
 
 def test_baselines_canvas_and_states():
     sampler = make_sampler(baseline_of("llada"), Letters(), SampleConfig(max_new_tokens=3))
     rows, start, seen = sampler.canvas([[3, 4], [5], []], 2)
     assert rows.tolist() == [[3, 4, 20, 20], [5, 20, 20, 20], [20] * 4] and start.tolist() == [2, 1, 0]
-    assert seen.int().tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]
-                    ] and sampler.canvas([[3], [4]], 2)[2] is None
+    assert (
+        seen.int().tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]] and sampler.canvas([[3], [4]], 2)[2] is None
+    )
     states = begin_states(["a", "b"], None)
     sampler.extend(states, [[3, 4], [5, 1]])
     sampler.extend(states, [[6], [7]])
     assert [s.tokens for s in states] == [[3, 4, 6], [5, 1, 7]] and [s.done for s in states] == [True, True]
     assert [x.shape for x in states[0].latents] == [(2, 0), (1, 0)]
     assert shares(7, 3) == [3, 2, 2] and shares(2, 5) == [1, 1] and shares(6, 3) == [2, 2, 2]
-    with pytest.raises(
-    ValueError,
-    match="compat='release'"): make_sampler(
-        baseline_of("ar"),
-        Letters(),
-        SampleConfig(
-            compat="release"))
-    with pytest.raises(ValueError, match="without a prior"): make_sampler(ColaDLM(small_vae()), Letters())
+    with pytest.raises(ValueError, match="compat='release'"):
+        make_sampler(baseline_of("ar"), Letters(), SampleConfig(compat="release"))
+    with pytest.raises(ValueError, match="without a prior"):
+        make_sampler(ColaDLM(small_vae()), Letters())
 
 
 @pytest.mark.parametrize("temperature,penalty", [(0.0, 1.0), (0.0, 1.7), (0.9, 1.0)])
 def test_baselines_choices(temperature, penalty):
     sampler = make_sampler(
-    baseline_of("ar"),
-    Letters(),
-    SampleConfig(
-        temperature=temperature,
-        repetition_penalty=penalty,
-         seed=5))
+        baseline_of("ar"), Letters(), SampleConfig(temperature=temperature, repetition_penalty=penalty, seed=5)
+    )
     states, logits = begin_states(["a", "b"], [7, 9]), torch.randn(2, 3, 20, generator=stream("logits"))
     states[0].tokens, states[1].tokens = [3, 4, int(logits[0, 0].argmax())], [5]
     found = sampler.choose(states, logits, 2, 1)
     for state, row, mine in zip(states, logits, found):
         close(
-    mine, choose_tokens(
-        row, torch.tensor(
-            state.tokens), sampler.config, stream(
-                5, state.seed, 2, 1, "tokens")))
+            mine, choose_tokens(row, torch.tensor(state.tokens), sampler.config, stream(5, state.seed, 2, 1, "tokens"))
+        )
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -1593,9 +1647,11 @@ def test_baselines_ar_text_is_that_of_whole_passes(temperature):
     for state, prompt, limit in zip(states, prompts, (6, 2, 6)):
         ids, made = [20, *Letters().encode(prompt)], []
         for k in range(limit):
-            with torch.no_grad(): logits = model(torch.tensor([ids + made]))[0, -1:]
-            made += choose_tokens(logits, torch.tensor(made, dtype=torch.long),
-                                  sampler.config, stream(66, state.seed, k, "tokens")).tolist()
+            with torch.no_grad():
+                logits = model(torch.tensor([ids + made]))[0, -1:]
+            made += choose_tokens(
+                logits, torch.tensor(made, dtype=torch.long), sampler.config, stream(66, state.seed, k, "tokens")
+            ).tolist()
         assert state.tokens == made
 
 
@@ -1617,17 +1673,21 @@ def test_baselines_llada_fills_its_masks(remasking, size, scale, steps):
             for i, count in enumerate(shares(len(window), steps)):
                 with torch.no_grad():
                     logits = model(row[None])[0]
-                    bare = model(torch.tensor([[20] * len(ids) + row[len(ids):].tolist()]))[0]
+                    bare = model(torch.tensor([[20] * len(ids) + row[len(ids) :].tolist()]))[0]
                 logits = (bare + scale * (logits - bare))[window]
                 best = logits.argmax(-1)
                 if remasking == "random":
                     sure = torch.rand(len(window), generator=stream(66, state.seed, k, i, "order"))
-                else: sure = logits.softmax(-1).amax(-1)
+                else:
+                    sure = logits.softmax(-1).amax(-1)
                 places = [j for j in range(len(window)) if row[window[j]] == 20]
-                for j in sorted(places, key=lambda j: -sure[j])[:count]: row[window[j]] = best[j]
-            if state.index == 1 and min(first + (size or 5), 5) >= 2: break
-        assert state.tokens == row[len(ids):][:len(state.tokens)].tolist() and len(
-            state.tokens) == (min(size or 5, 5) if state.index == 1 else 5)
+                for j in sorted(places, key=lambda j: -sure[j])[:count]:
+                    row[window[j]] = best[j]
+            if state.index == 1 and min(first + (size or 5), 5) >= 2:
+                break
+        assert state.tokens == row[len(ids) :][: len(state.tokens)].tolist() and len(state.tokens) == (
+            min(size or 5, 5) if state.index == 1 else 5
+        )
 
 
 @pytest.mark.parametrize("first_block", ["clean", "repaint"])
@@ -1635,13 +1695,8 @@ def test_baselines_llada_fills_its_masks(remasking, size, scale, steps):
 def test_baselines_plaid_is_a_loop_over_noise_levels(first_block, scale):
     model = baseline_of("plaid")
     sampler = make_sampler(
-    model,
-    Letters(),
-    SampleConfig(
-        max_new_tokens=3,
-        steps=3,
-        guidance_scale=scale,
-         first_block=first_block))
+        model, Letters(), SampleConfig(max_new_tokens=3, steps=3, guidance_scale=scale, first_block=first_block)
+    )
     sampler.stopped = lambda state: True
     states, clean = next(sampler.blocks(["ab", "c"], [3, 4])), first_block == "clean"
     levels = [float(model.levels.at(torch.tensor([u]))[0]) for u in (1.0, 2 / 3, 1 / 3, 0.0)]
@@ -1652,14 +1707,16 @@ def test_baselines_plaid_is_a_loop_over_noise_levels(first_block, scale):
         h0 = torch.zeros(1, n + 3, 6)
         h0[0, :n] = model.table()[ids].detach()
         noise = torch.zeros(1, n + 3, 6)
-        noise[0, n:].normal_(generator=stream(66, state.seed, "new")), noise[0,
-                             :n].normal_(generator=stream(66, state.seed, "prompt"))
+        noise[0, n:].normal_(generator=stream(66, state.seed, "new")), noise[0, :n].normal_(
+            generator=stream(66, state.seed, "prompt")
+        )
         z, guess = noise, None
         with torch.no_grad():
             for now, then in zip(levels[:-1] + [levels[-1]], levels[1:] + [None]):
                 signal, spread = math.sqrt(1 / (1 + math.exp(-now))), math.sqrt(1 / (1 + math.exp(now)))
                 z = torch.where(known[..., None], h0 if clean else signal * h0 + spread * noise, z)
-                if then is None: break
+                if then is None:
+                    break
                 level = torch.tensor([now])
                 logits = model(z, level, known & clean, seen, guess)
                 bare = model(z, level, known & clean, ~known, guess)
@@ -1672,24 +1729,10 @@ def test_baselines_plaid_is_a_loop_over_noise_levels(first_block, scale):
 
 def run_of(**changes):
     shape = dict(
-    vae=dict(
-        vocab_size=20,
-        d_latent=4,
-        width=16,
-        heads=2,
-        encoder_layers=1,
-        decoder_layers=1,
-        ffn_dim=32),
-        data=dict(
-            seq_len=8),
-            dit=dict(
-                d_latent=4,
-                width=16,
-                heads=2,
-                head_dim=8,
-                layers=2,
-                rope_dim=4,
-                 block_size=2))
+        vae=dict(vocab_size=20, d_latent=4, width=16, heads=2, encoder_layers=1, decoder_layers=1, ffn_dim=32),
+        data=dict(seq_len=8),
+        dit=dict(d_latent=4, width=16, heads=2, head_dim=8, layers=2, rope_dim=4, block_size=2),
+    )
     return RunConfig(**dict(name="run") | shape | changes)
 
 
@@ -1701,8 +1744,9 @@ def test_baselines_sizes():
     for family, inside in (("ar", 31 * 16 + 30 * 16), ("plaid", 30 * 6 + 30 * 16)):
         rival = run_of(baseline=dict(family=family, width=16, layers=2, heads=2, intermediate=12, d_embed=6))
         assert model_size(rival, 30).tables == inside
-        assert sum(model_size(rival, 30)) == sum(p.numel()
-                   for p in make_baseline(rival.baseline.replace(vocab_size=30)).parameters())
+        assert sum(model_size(rival, 30)) == sum(
+            p.numel() for p in make_baseline(rival.baseline.replace(vocab_size=30)).parameters()
+        )
 
 
 def test_baselines_costs():
@@ -1710,41 +1754,38 @@ def test_baselines_costs():
     assert counted(lambda: torch.zeros(3, 4) @ torch.zeros(4, 5)) == 120.0
     assert training_flops(run, {"vae": 10.0, "prior": 100.0}) == 10 * 3 * 4 * 8 + 100 * 5 * 2 * 8
     for strategy, more, wanted in (
-    ("fixed", {}, [
-        ("vae", 1), ("prior", 1)]), ("joint", {}, [
-            ("vae", 1), ("prior", 1)]), ("scratch", {}, [
-                ("prior", 1)]), ("interval", dict(
-                    interval_joint=1, interval_fixed=3), [
-                        ("vae", 1), ("prior", 0.25), ("prior", 0.75)])):
+        ("fixed", {}, [("vae", 1), ("prior", 1)]),
+        ("joint", {}, [("vae", 1), ("prior", 1)]),
+        ("scratch", {}, [("prior", 1)]),
+        ("interval", dict(interval_joint=1, interval_fixed=3), [("vae", 1), ("prior", 0.25), ("prior", 0.75)]),
+    ):
         each = run_of(stage2=dict(strategy=strategy, **more))
         found = stage_losses(each, 20)
         assert [(name, share) for name, share, _, _ in found] == wanted
         learns = [all(p.requires_grad for p in model.vae.parameters()) for _, _, model, _ in found]
-        if strategy in ("joint", "interval"): assert found[1][2].reference is not None and learns[1]
-        if strategy in ("fixed", "interval"): assert found[-1][2].reference is None and not learns[-1]
-        if strategy == "scratch": assert found[-1][2].reference is None
+        if strategy in ("joint", "interval"):
+            assert found[1][2].reference is not None and learns[1]
+        if strategy in ("fixed", "interval"):
+            assert found[-1][2].reference is None and not learns[-1]
+        if strategy == "scratch":
+            assert found[-1][2].reference is None
         ids, every = torch.randint(0, 20, (2, 8)), torch.ones(2, 8, dtype=torch.bool)
-        work = [(name, share, counted(lambda: loss(use(model, "dense"), ids, every, stream(0)).total.backward()))
-                 for name, share, model, loss in found]
+        work = [
+            (name, share, counted(lambda: loss(use(model, "dense"), ids, every, stream(0)).total.backward()))
+            for name, share, model, loss in found
+        ]
         spent = flops_per_token(each, 20)
         for stage in {name for name, _, _ in work}:
             assert spent[stage] == pytest.approx(sum(s * w for n, s, w in work if n == stage) / 16)
     rival = run_of(
-    baseline=dict(
-        family="ar",
-        width=16,
-        layers=1,
-        heads=2,
-        intermediate=12,
-        vocab_size=20),
-        stage2=dict(
-            steps=5,
-             batch_size=2))
+        baseline=dict(family="ar", width=16, layers=1, heads=2, intermediate=12, vocab_size=20),
+        stage2=dict(steps=5, batch_size=2),
+    )
     assert [(name, share) for name, share, _, _ in stage_losses(rival, 20)] == [("baseline", 1.0)]
     assert training_flops(rival, {"baseline": 7.0}) == 7 * 5 * 2 * 8
     matrices = 16 * 48 + 16 * 16 + 16 * 24 + 12 * 16 + 16 * 20
-    attention = 2 * 8 * 16                                           # scores and their mix over 8 tokens, all channels
-    turns = 2 * 16 * 8                                               # of queries and keys, by a matrix for each head
+    attention = 2 * 8 * 16  # scores and their mix over 8 tokens, all channels
+    turns = 2 * 16 * 8  # of queries and keys, by a matrix for each head
     assert flops_per_token(rival, 20)["baseline"] == pytest.approx(6 * (matrices + attention) + 4 * turns)
 
 
@@ -1755,8 +1796,11 @@ def test_baselines_likelihood_of_a_text(family):
     for i, (prompt, text, one) in enumerate(zip(prompts, texts, found)):
         ids = torch.tensor([prompt + text]).expand(1 if family == "ar" else 6, -1)
         target = (torch.arange(len(prompt + text)) >= len(prompt)).expand_as(ids)
-        with torch.no_grad(): nats = model.estimate(ids, torch.ones_like(target), target, stream(2, i)).double().sum(1)
+        with torch.no_grad():
+            nats = model.estimate(ids, torch.ones_like(target), target, stream(2, i)).double().sum(1)
         assert one.value == pytest.approx(-float(nats.mean())) and one.tokens == len(text)
         assert one.se == (0.0 if family == "ar" else pytest.approx(float(nats.std()) / math.sqrt(6)))
-    with pytest.raises(ValueError, match="2 prompts for 1 texts"): text_likelihood(model, prompts, texts[:1])
-    with pytest.raises(ValueError, match="text 1 is empty"): text_likelihood(model, prompts, [[5], []])
+    with pytest.raises(ValueError, match="2 prompts for 1 texts"):
+        text_likelihood(model, prompts, texts[:1])
+    with pytest.raises(ValueError, match="text 1 is empty"):
+        text_likelihood(model, prompts, [[5], []])
