@@ -36,7 +36,7 @@ smoke: .venv  ## the pipeline in its micro profile, in a temporary copy (SMOKE=-
 	$(VENV) python .ci/smoke $(SMOKE)
 
 bench: .venv  ## measure the speed into data/results/speed, 10 to 15 minutes on two idle cores
-	$(VENV) python -m colanb.bench
+	$(VENV) python -m colanb.lab.bench
 
 mutants: .venv  ## change the source in 25 places a module and see what the checks notice (MUTANTS="--modules flow --seed 1")
 	$(VENV) python -m tests.mutation --known $(MUTANTS)
@@ -48,8 +48,8 @@ lock: .venv  ## after a proof that results stay the same: write the new fingerpr
 	$(VENV) python .ci/lock $(LOCK)
 
 executed: .venv  ## run the library notebooks and the README's in place, keep their outputs
-	$(VENV) OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore:IProgress python -m nbconvert --to notebook --execute --inplace nbs/*.ipynb
-	$(VENV) nbdev_clean && python .ci/scrub nbs/*.ipynb && python .ci/readme > README.md
+	$(VENV) OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore:IProgress python -m nbconvert --to notebook --execute --inplace nbs/*.ipynb nbs/[1-8]_*/*.ipynb
+	$(VENV) nbdev_clean && python .ci/scrub nbs/*.ipynb nbs/[1-8]_*/*.ipynb && python .ci/readme > README.md
 
 gpu-pack: .venv  ## collect in .gpu/ what a machine with a graphics card needs; there: .ci/gpu
 	$(VENV) python .ci/gpu-pack

@@ -433,7 +433,7 @@ class Profile(Config):
     runs: dict[str, dict[str, Any]]
     vaes: dict[str, dict[str, str]] = Field(description="stage 1: run -> {corpus}")
     priors: dict[str, dict[str, str]] = Field(description="stage 2: run -> {corpus, vae}")
-    rivals: dict[str, dict[str, str]] = Field({}, description="baselines outside studies, trained by `colanb.train`: run -> {corpus}")
+    rivals: dict[str, dict[str, str]] = Field({}, description="baselines outside studies, trained by `colanb.learn.train`: run -> {corpus}")
     tasks: TaskConfig = TaskConfig()
     slugs: list[str] = Field([], description="figures that need scores, keys of `sweeps`")
     sweeps: dict[str, SweepConfig] = {}

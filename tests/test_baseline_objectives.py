@@ -8,10 +8,11 @@ from scipy import stats
 from scipy.special import beta as beta_function
 from torch.distributions import Categorical, Normal, kl_divergence
 
-from colanb.baselines import (NoiseLevels, baseline_loss, clean_opening, even_times, make_baseline, mask_tokens, noised,
-                              text_likelihood, token_evidence, whole_nats)
+from colanb.learn.baseline_losses import baseline_loss, clean_opening, whole_nats
+from colanb.measure.baseline_likelihood import text_likelihood
+from colanb.model.baselines import NoiseLevels, even_times, make_baseline, mask_tokens, noised, token_evidence
 from colanb.config import BaselineConfig, stream
-from colanb.layers import Times
+from colanb.model.layers import Times
 from precision import assert_same_total, double_precision, redrawn
 
 SHAPE = dict(vocab_size=7, width=16, layers=2, heads=2, intermediate=12)

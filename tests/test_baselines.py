@@ -6,12 +6,16 @@ import torch
 from ruamel.yaml import YAML
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from colanb.baselines import ARSampler, BaselineSampler, baseline_loss, load_sampler, make_baseline, model_size
+from colanb.generate.baselines import ARSampler, BaselineSampler, load_sampler
+from colanb.learn.baseline_losses import baseline_loss
+from colanb.measure.cost import model_size
+from colanb.model.baselines import make_baseline
 from colanb.config import BaselineConfig, Profile, RunConfig, SampleConfig, TrainConfig, stream
-from colanb.data import word_tokenizer
-from colanb.flow import ColaDLM
-from colanb.sample import Sampler
-from colanb.train import fit, save_model, write_folder
+from colanb.text.tokenizer import word_tokenizer
+from colanb.model.cola import ColaDLM
+from colanb.generate.sample import Sampler
+from colanb.learn.loop import fit
+from colanb.learn.saving import save_model, write_folder
 
 PARAMS = YAML(typ="safe").load((Path(__file__).resolve().parents[1] / "params.yaml").read_text())
 PROFILES = {name: value for name, value in PARAMS.items() if name != "profile"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ENTRY = {"generate": ("colanb.cli", "main"), "score": ("colanb.tasks", "score_main")}
+ENTRY = {"generate": ("colanb.release.cli", "main"), "score": ("colanb.measure.scoring", "score_main")}
 LARGE = ("torch", "pandas", "scipy.stats", "matplotlib", "transformers", "datasets", "huggingface_hub", "sklearn", "xformers")
 
 
@@ -58,7 +58,7 @@ def test_missing_file_is_told_without_large_libraries():
 
 def test_generate_writes_without_any_training(tmp_path):
     "In a folder without a project the model that comes with the package writes."
-    code = "import sys; from colanb.cli import main; sys.exit(main(['--prompt', 'Once upon a time', '--tokens', '8', '--steps', '4']))"
+    code = "import sys; from colanb.release.cli import main; sys.exit(main(['--prompt', 'Once upon a time', '--tokens', '8', '--steps', '4']))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Once upon a time") and len(done.stdout.split()) > 6

@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from colanb.config import DiTConfig, FlowConfig, VAEConfig, stream
-from colanb.flow import ColaDLM, stage2_loss
-from colanb.trunk import has_compiler, use
+from colanb.learn.losses import stage2_loss
+from colanb.model.cola import ColaDLM
+from colanb.model.trunk import has_compiler, use
 
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 

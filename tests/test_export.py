@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARY = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+LIBRARY = sorted(path for path in (ROOT / "nbs").rglob("[0-9]*.ipynb") if "exp" not in path.parts)
 PIPELINE = sorted((ROOT / "nbs/exp").glob("*.ipynb"))
 
 
@@ -25,7 +25,7 @@ def test_drift_of_colanb(tmp_path):
     (tmp_path / "colanb").mkdir()
     shutil.copy(ROOT / "colanb/__init__.py", tmp_path / "colanb")   # nbdev writes its version and keeps the rest
     subprocess.run([Path(sys.executable).with_name("nbdev_export")], cwd=tmp_path, check=True, capture_output=True)
-    fresh, kept = ({p.name: p.read_text() for p in (root / "colanb").glob("*.py")} for root in (tmp_path, ROOT))
+    fresh, kept = ({str(path.relative_to(root)): path.read_text() for path in (root / "colanb").rglob("*.py")} for root in (tmp_path, ROOT))
     assert fresh.keys() == kept.keys(), "a notebook was added, renamed or removed: run `make export`"
     assert [name for name in fresh if fresh[name] != kept[name]] == [], "run `make export`"
 
@@ -56,8 +56,9 @@ def test_results_in_the_readme_are_displayed_by_cells():
 
 def test_every_module_has_its_notebook():
     for path in LIBRARY:
-        found = [m for cell in code_cells(path) if (m := re.match(r"#\| default_exp (\w+)", cell.source))]
-        assert [m.group(1) for m in found] == [path.stem.split("_", 1)[1]], path.name
+        names = [part.split("_", 1)[1] for part in path.relative_to(ROOT / "nbs").with_suffix("").parts]
+        found = [m for cell in code_cells(path) if (m := re.match(r"#\| default_exp ([\w.]+)", cell.source))]
+        assert [m.group(1) for m in found] == [".".join(names)], path.name
 
 
 @pytest.mark.parametrize("path", PIPELINE, ids=lambda p: p.stem)

@@ -2,9 +2,9 @@
 import pytest
 import torch
 
-from colanb.attention import Visibility
-from colanb.conformance import TOLERANCE
-from colanb.gpu import SHAPES, backend_error
+from colanb.model.visibility import Visibility
+from colanb.release.conformance import TOLERANCE
+from colanb.lab.gpu import SHAPES, backend_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

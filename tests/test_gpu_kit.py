@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from colanb import gpu
+from colanb.lab import gpu
 from colanb.config import load_profile
-from colanb.conformance import TOLERANCE
-from colanb.data import prepare
-from colanb.train import train_vae
+from colanb.release.conformance import TOLERANCE
+from colanb.text.corpus import prepare
+from colanb.learn.train import train_vae
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -82,7 +82,7 @@ def test_a_part_that_fails_and_one_that_is_late_are_reported(tmp_path):
 
 def test_unknown_parts_are_refused_before_anything_runs(tmp_path, capsys):
     done = kit(tmp_path, tmp_path / "out", "backends,stops")
-    assert done.returncode == 2 and "colanb.gpu: unknown part 'stops'" in done.stderr
+    assert done.returncode == 2 and "colanb.lab.gpu: unknown part 'stops'" in done.stderr
     assert gpu.main(["--tiny", "--out", str(tmp_path / "out"), "--parts", "steps@soon"]) == 2
     assert "part 'steps@soon'" in capsys.readouterr().err
     assert not list((tmp_path / "out").iterdir())

@@ -4,13 +4,13 @@ import json
 import pytest
 import torch
 
-from colanb import testbed as synthetic
+from colanb.text import testbed as synthetic
 from colanb.config import DataConfig, DiTConfig, RunConfig, SampleConfig, VAEConfig
-from colanb.data import word_tokenizer
-from colanb.flow import ColaDLM
-from colanb.harness import harness_model
-from colanb.hub import ColaModel
-from colanb.likelihood import ODEConfig
+from colanb.text.tokenizer import word_tokenizer
+from colanb.model.cola import ColaDLM
+from colanb.measure.harness import harness_model
+from colanb.release.hub import ColaModel
+from colanb.config import ODEConfig
 
 lm_eval = pytest.importorskip("lm_eval", reason="pip install colanb[harness]")
 task_files = pytest.importorskip("lm_eval.tasks")

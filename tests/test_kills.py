@@ -11,92 +11,38 @@ from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn import functional as F
 
-from colanb.baselines import (
-    counted,
-    flops_per_token,
-    make_baseline,
-    make_sampler,
-    model_size,
-    shares,
-    stage_losses,
-    text_likelihood,
-    training_flops,
-)
+from colanb.generate.baselines import make_sampler, shares
+from colanb.measure.baseline_likelihood import text_likelihood
+from colanb.measure.cost import counted, flops_per_token, model_size, stage_losses, training_flops
+from colanb.model.baselines import make_baseline
 from colanb.config import BaselineConfig, DiTConfig, FlowConfig, ODEConfig, RunConfig, SampleConfig, VAEConfig, stream
-from colanb.data import Tokenizer
-from colanb.dit import DiT
-from colanb.estimators import (
-    Estimate,
-    bootstrap_interval,
-    mean_interval,
-    mean_of,
-    paired_difference,
-    rank_correlation,
-    seeds_by_items,
-    spearman,
-    wilson,
+from colanb.text.tokenizer import Tokenizer
+from colanb.model.dit import DiT
+from colanb.measure.estimators import (
+    Estimate, bootstrap_interval, mean_interval, mean_of, paired_difference, rank_correlation, seeds_by_items,
+    spearman, wilson,
 )
-from colanb.flow import (
-    ColaDLM,
-    batch_noise,
-    clean_prefix,
-    decoder_terms,
-    interpolate,
-    latent_statistics,
-    masked_copy,
-    patch_valid,
-    path_logsnr,
-    prior_terms,
-    sample_time,
-    stage1_loss,
-    stage2_loss,
-    time_of_logsnr,
-    with_filler,
+from colanb.learn.losses import (
+    batch_noise, decoder_terms, latent_statistics, masked_copy, patch_valid, prior_terms, stage1_loss,
+    stage2_loss, with_filler,
 )
-from colanb.layers import Modulation
-from colanb.likelihood import (
-    Conditional,
-    History,
-    LinearGaussian,
-    MixturePath,
-    Parts,
-    TextScorer,
-    aggregated_log_density,
-    carry,
-    conditional,
-    decompose,
-    draw_probes,
-    each_draw,
-    flow_log_prob,
-    flow_sample,
-    integrate,
-    iwae_at,
-    likelihood,
-    log_weights,
-    perplexity,
-    price_list,
-    trace_terms,
-    worst_row,
+from colanb.learn.path import clean_prefix, interpolate, path_logsnr, sample_time, time_of_logsnr
+from colanb.model.cola import ColaDLM
+from colanb.model.layers import Modulation
+from colanb.measure.density import (
+    MixturePath, carry, draw_probes, flow_log_prob, flow_sample, integrate, trace_terms, worst_row,
 )
-from colanb.sample import (
-    BlockField,
-    BlockState,
-    Sampler,
-    begin_states,
-    choose_tokens,
-    encode_prompts,
-    filter_logits,
-    hold_prefix,
-    noise_stream,
-    renoise,
-    sees_padding,
-    solver_step,
-    solver_table,
-    solver_times,
-    transport_block,
+from colanb.measure.likelihood import (
+    Conditional, LinearGaussian, Parts, aggregated_log_density, conditional, decompose, each_draw, iwae_at,
+    likelihood, log_weights, perplexity,
 )
-from colanb.trunk import use
-from colanb.vae import Encoder, Posterior, TextVAE, vae_logsnr
+from colanb.measure.text_likelihood import History, TextScorer, price_list
+from colanb.generate.sample import (
+    BlockField, BlockState, Sampler, begin_states, choose_tokens, encode_prompts, filter_logits, hold_prefix,
+    noise_stream, renoise, sees_padding, solver_step, solver_table, solver_times, transport_block,
+)
+from colanb.model.trunk import use
+from colanb.model.vae import Encoder, Posterior, TextVAE, vae_logsnr
 
 close = torch.testing.assert_close
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ["flow", "vae", "dit", "estimators"]     # whose checks take seconds; the others: `python -m tests.mutation`
+MODULES = ["learn.losses", "model.vae", "model.dit", "measure.estimators"]     # whose checks take seconds; the others: `python -m tests.mutation`
 
 
 @pytest.fixture(scope="module")

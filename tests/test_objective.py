@@ -9,14 +9,16 @@ import torch
 from scipy import stats
 from torch.distributions import Categorical, Normal, kl_divergence
 
-from colanb import train
-from colanb.data import Corpus, word_tokenizer
+from colanb.learn import train
+from colanb.text.corpus import Corpus
+from colanb.text.tokenizer import word_tokenizer
 from colanb.config import DiTConfig, FlowConfig, RunConfig, VAEConfig, stream
-from colanb.dit import DiT
-from colanb.flow import (ColaDLM, clean_prefix, interpolate, masked_copy, patch_valid, path_logsnr, prior_terms,
-                         sample_time, stage1_loss, stage2_loss, time_of_logsnr, with_filler)
-from colanb.hub import twin
-from colanb.vae import Encoder, Posterior, TextVAE, vae_logsnr
+from colanb.model.dit import DiT
+from colanb.learn.losses import masked_copy, patch_valid, prior_terms, stage1_loss, stage2_loss, with_filler
+from colanb.learn.path import clean_prefix, interpolate, path_logsnr, sample_time, time_of_logsnr
+from colanb.model.cola import ColaDLM
+from colanb.release.hub import twin
+from colanb.model.vae import Encoder, Posterior, TextVAE, vae_logsnr
 from precision import assert_same_total, double_precision, gradients, redrawn
 
 VAE = dict(vocab_size=11, d_latent=3, width=12, heads=2, encoder_layers=1, decoder_layers=1, ffn_dim=12)

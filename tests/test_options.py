@@ -7,13 +7,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from colanb import train
-from colanb.baselines import make_sampler
+from colanb.learn import train
+from colanb.generate.baselines import make_sampler
 from colanb.config import DiTConfig, FlowConfig, RunConfig, SampleConfig, VAEConfig, stream
-from colanb.data import Corpus, prepare
-from colanb.flow import EVERY, ColaDLM, batch_noise, clean_prefix, sample_time, stage2_loss, token_codes
-from colanb.sample import transport_block
-from colanb.train import train_vae
+from colanb.text.corpus import Corpus, prepare
+from colanb.learn.losses import EVERY, batch_noise, stage2_loss, token_codes
+from colanb.learn.path import clean_prefix, sample_time
+from colanb.model.cola import ColaDLM
+from colanb.model.folders import load_model
+from colanb.generate.sample import transport_block
+from colanb.learn.train import train_vae
 
 VAE = VAEConfig(vocab_size=30, d_latent=8, width=32, heads=4, encoder_layers=1, decoder_layers=1, ffn_dim=64)
 DIT = DiTConfig(d_latent=8, width=32, heads=4, head_dim=8, layers=2, rope_dim=8, block_size=4, zero_init=False)
@@ -236,12 +239,12 @@ def test_all_options_train_load_and_generate(trained_vae, tmp_path, precision):
         assert losses[part].iloc[0] == pytest.approx(math.log(start), rel=0.02)
         assert losses[part].iloc[-5:].mean() < losses[part].iloc[0] - 0.3
     assert {"val_ce", "val_next", "val_fm"} <= set(log)
-    stored, model, tokenizer = train.load_model(tmp_path / "model")
-    _, averaged, _ = train.load_model(tmp_path / "model", ema=True)
+    stored, model, tokenizer = load_model(tmp_path / "model")
+    _, averaged, _ = load_model(tmp_path / "model", ema=True)
     assert stored.dit.vocab_size == tokenizer.vocab_size and (stored.sampling().grid_loc, stored.sampling().grid_scale) == (run.flow.loc, run.flow.scale)
     weights, means = model.dit.state_dict(), averaged.dit.state_dict()
     assert set(weights) == set(means) and any(not torch.equal(weights[k], means[k]) for k in weights)
     for each in (model, averaged):
         made = make_sampler(each, tokenizer, stored.sampling()).generate(["", "Once"], [3, 4])
         assert all(torch.isfinite(g.latents).all() and 0 < len(g.latents) for g in made)
-    with pytest.raises(ValueError, match="dit_ema"): train.load_model(vae, ema=True)
+    with pytest.raises(ValueError, match="dit_ema"): load_model(vae, ema=True)

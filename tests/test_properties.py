@@ -10,16 +10,21 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from colanb.attention import BACKENDS, Visibility, attend
+from colanb.model.attention import BACKENDS, attend
+from colanb.model.visibility import Visibility
 from colanb.config import DataConfig, DiTConfig, SampleConfig, VAEConfig
-from colanb.data import (EOS, PAD, UNK, Document, Shards, Tokenizer, assign_splits, bpe_tokenizer, first_fit, pack, prepare,
-                         streamed_split, tokenise, word_tokenizer)
-from colanb.dit import DiT
-from colanb.estimators import wilson
-from colanb.sample import Sampler
-from colanb.tasks import (TASKS, Item, best_options, cut, first_word, normalise, option_letter, score, score_pairs,
-                          similarity)
-from colanb.vae import TextVAE
+from colanb.text.corpus import prepare, streamed_split, tokenise
+from colanb.text.packing import Shards, assign_splits, first_fit, pack
+from colanb.text.sources import Document
+from colanb.text.tokenizer import EOS, PAD, Tokenizer, UNK, bpe_tokenizer, word_tokenizer
+from colanb.model.dit import DiT
+from colanb.measure.estimators import wilson
+from colanb.generate.sample import Sampler
+from colanb.measure.scoring import (
+    best_options, cut, first_word, normalise, option_letter, score, score_pairs, similarity,
+)
+from colanb.measure.tasks import Item, TASKS
+from colanb.model.vae import TextVAE
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=25, database=None)
 settings.load_profile("fixed")

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from colanb.config import DiTConfig, VAEConfig
-from colanb.dit import DiT
-from colanb.hub import read_release, write_release
-from colanb.vae import TextVAE
+from colanb.model.dit import DiT
+from colanb.release.hub import read_release, write_release
+from colanb.model.vae import TextVAE
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN, RELEASED = (sorted(path.parent for path in place.glob("*/fixture.json"))
@@ -68,7 +68,7 @@ def test_recorded_outputs_are_those_of_the_plain_code(folder):
 
 def conformance(folder):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "colanb.conformance", folder], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-m", "colanb.release.conformance", folder], capture_output=True, text=True, env=environment)
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
 

@@ -3,7 +3,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from colanb.report import read_verdicts
+from colanb.evidence.report import read_verdicts
 
 ROOT = Path(__file__).resolve().parents[1]
 CLAIMS = [f"{letter}{i}" for letter, count in dict(A=21, B=5, C=14, D=11, E=9, F=11).items() for i in range(1, count + 1)]

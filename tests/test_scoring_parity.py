@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from colanb.tasks import TASKS, Question, build_prompt, load_items, score, score_file, score_main
+from colanb.measure.scoring import score, score_file, score_main
+from colanb.measure.tasks import Question, TASKS, build_prompt, load_items
 
 TESTS = Path(__file__).resolve().parent
 SHARED = TESTS.parents[1] / "shared/data"

@@ -3,54 +3,65 @@ import ast
 import re
 import subprocess
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = {p.stem.split("_", 1)[1]: int(p.stem.split("_")[0]) for p in (ROOT / "nbs").glob("[0-9]*.ipynb")}
-MODULES = sorted(p for p in (ROOT / "colanb").glob("*.py") if not p.stem.startswith("_"))
+NOTEBOOKS = [path.relative_to(ROOT / "nbs") for path in (ROOT / "nbs").rglob("[0-9]*.ipynb") if "exp" not in path.parts]
+PIPELINE = run_path(str(ROOT / ".ci/pipeline"))
+MODULES = {name: path for name, path in PIPELINE["modules_of"](ROOT).items() if not path.stem.startswith("_")}
 
 
-def imports(tree):
-    "Names of the colanb modules a module imports."
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level == 1: yield node.module
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("colanb."): yield node.module.split(".")[1]
+def place(notebook):
+    "Numbers of a notebook's folder and of the notebook; those at the root come first."
+    return [int(part.split("_")[0]) for part in notebook.parts] if len(notebook.parts) > 1 else [0, int(notebook.stem.split("_")[0])]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
-def test_imports_point_to_lower_numbers(path):
-    tree = ast.parse(path.read_text())
-    upward = [name for name in imports(tree) if ORDER[name] >= ORDER[path.stem]]
-    assert upward == [], f"{path.stem} ({ORDER[path.stem]}) imports {upward}"
+def module(notebook):
+    "The module that a notebook exports."
+    return ".".join(["colanb", *(part.split("_", 1)[1] for part in notebook.with_suffix("").parts)])
+
+
+ORDER = {module(notebook): place(notebook) for notebook in NOTEBOOKS}
+
+
+def imports(name):
+    "Modules that a module imports anywhere: at its top, inside a function, or by a text that is a module's name."
+    found = PIPELINE["imports_of"](MODULES[name], name.rpartition(".")[0], PIPELINE["modules_of"](ROOT))
+    return {other for other in found if other in ORDER and other != name}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_to_lower_numbers(name):
+    assert {other for other in imports(name) if ORDER[other] >= ORDER[name]} == set()
+    tree = ast.parse(MODULES[name].read_text())
     assert not any(alias.name == "*" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names)
 
 
-def test_training_does_not_know_sampling_and_plots_do_not_know_models():
-    trees = {path.stem: set(imports(ast.parse(path.read_text()))) for path in MODULES}
-    assert not trees["train"] & {"sample", "tasks", "sweep"}
-    assert trees["plots"] <= {"config", "estimators"}
+def test_plots_do_not_know_models():
+    assert imports("colanb.evidence.plots") <= {"colanb.config", "colanb.measure.estimators"}
 
 
 def test_one_definition_of_each_public_name():
     "A second function of the same name is a second way of doing something."
     shared = {"main", "testbed_of", "Question"}  # commands; a corpus's or a run's language; a question of the language or of a benchmark
     owner, twice = {}, []
-    for path in MODULES:
+    for module, path in MODULES.items():
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") and node.name not in shared:
-                if node.name in owner: twice.append((node.name, owner[node.name], path.stem))
-                owner[node.name] = path.stem
+                if node.name in owner: twice.append((node.name, owner[node.name], module))
+                owner[node.name] = module
     assert twice == []
 
 
 def test_definitions_are_short():
-    for path in MODULES:
+    for module, path in MODULES.items():
         for node in ast.parse(path.read_text()).body:
             if not isinstance(node, (ast.FunctionDef, ast.ClassDef)): continue
             lines = node.end_lineno - node.lineno + 1
             limit = 40 if isinstance(node, ast.FunctionDef) else 100
-            assert lines <= limit, f"{path.stem}.{node.name} has {lines} lines"
+            assert lines <= limit, f"{module}.{node.name} has {lines} lines"
 
 
 def test_repository_names_no_machine():

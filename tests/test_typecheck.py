@@ -9,12 +9,12 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from colanb.flow import interpolate
-from colanb.layers import linear
-from colanb.trunk import SelfAttention
+from colanb.learn.path import interpolate
+from colanb.model.linear import linear
+from colanb.model.trunk import SelfAttention
 
 ROOT = Path(__file__).resolve().parents[1]
-MISFIT = "import torch; from colanb.layers import linear; linear(torch.ones(2, 3), torch.ones(5, 4))"
+MISFIT = "import torch; from colanb.model.layers import linear; linear(torch.ones(2, 3), torch.ones(5, 4))"
 pytestmark = pytest.mark.skipif(os.environ["COLANB_TYPECHECK"] != "1", reason="COLANB_TYPECHECK is not 1")
 
 

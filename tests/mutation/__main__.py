@@ -13,12 +13,9 @@ from ruamel.yaml import YAML
 from tqdm import tqdm
 
 from .mutator import Mutant, mutants, replaced, sample
-from .runner import COVERED_BY, ROOT, Verdict, laboratory
+from .runner import COVERED_BY, Verdict, laboratory, source_of
 
 HERE = Path(__file__).parent
-
-
-def source_of(module: str) -> str: return (ROOT / "colanb" / f"{module}.py").read_text()
 
 
 def known_mutants() -> list[Mutant]:

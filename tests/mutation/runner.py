@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from runpy import run_path
 from typing import NamedTuple
 
 from execnb.nbio import read_nb
@@ -21,7 +22,9 @@ from execnb.nbio import read_nb
 from .mutator import Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOKS = {path.stem.split("_", 1)[1]: path for path in (ROOT / "nbs").glob("[0-9]*.ipynb")}
+NOTEBOOKS = {
+    ".".join(part.split("_", 1)[1] for part in path.relative_to(ROOT / "nbs").with_suffix("").parts): path
+    for path in (ROOT / "nbs").rglob("[0-9]*.ipynb") if "exp" not in path.parts}
 SKIPPED = re.compile(r"^#\|\s*(export|exporti|exports|default_exp|slow|gpu|eval: *false)", re.M)
 # a cell of a figure that has none of these checks nothing
 MISSED = re.compile(r"^\s*(assert|test_\w+\(|with )", re.M)
@@ -32,14 +35,29 @@ FORK = multiprocessing.get_context("fork")
 # which of their tests (pytest's -k); files that are not there are left
 # out
 COVERED_BY = {
-    "flow": {"test_kills.py": "flow", "test_objective.py": ""},
-    "vae": {"test_kills.py": "vae", "test_objective.py": "", "test_properties.py": "logits"},
-    "dit": {"test_kills.py": "dit", "test_objective.py": "", "test_properties.py": "velocities"},
-    "sample": {"test_kills.py": "sample", "test_properties.py": "alone"},
-    "likelihood": {"test_kills.py": "likelihood"},
-    "baselines": {"test_kills.py": "baselines", "test_baseline_objectives.py": "", "test_baselines.py": "not llama"},
-    "estimators": {"test_kills.py": "estimators"},
+    "model.vae": {"test_kills.py": "vae", "test_objective.py": "", "test_properties.py": "logits"},
+    "model.dit": {"test_kills.py": "dit", "test_objective.py": "", "test_properties.py": "velocities"},
+    "model.baselines": {"test_kills.py": "baselines", "test_baseline_objectives.py": "", "test_baselines.py": "not llama"},
+    "learn.path": {"test_kills.py": "flow", "test_objective.py": ""},
+    "learn.losses": {"test_kills.py": "flow", "test_objective.py": ""},
+    "learn.baseline_losses": {"test_kills.py": "baselines", "test_baseline_objectives.py": ""},
+    "generate.sample": {"test_kills.py": "sample", "test_properties.py": "alone"},
+    "generate.baselines": {"test_kills.py": "baselines", "test_baselines.py": "not llama"},
+    "measure.estimators": {"test_kills.py": "estimators"},
+    "measure.density": {"test_kills.py": "likelihood"},
+    "measure.likelihood": {"test_kills.py": "likelihood"},
+    "measure.text_likelihood": {"test_kills.py": "likelihood"},
+    "measure.baseline_likelihood": {"test_kills.py": "baselines", "test_baselines.py": "not llama"},
 }
+
+
+PIPELINE = run_path(str(ROOT / ".ci/pipeline"))
+MODULES = {name: path for name, path in PIPELINE["modules_of"](ROOT).items() if path.stem != "_modidx"}
+
+
+def source_of(module: str) -> str:
+    "The text of a module of the library, such as `model.vae`."
+    return MODULES[f"colanb.{module}"].read_text()
 
 
 class Verdict(NamedTuple):
@@ -51,9 +69,8 @@ class Verdict(NamedTuple):
 
 def needed_by(module: str) -> set[str]:
     "The module and those that import it, directly or not."
-    uses = {path.stem: set(re.findall(r"^\s*from \.(\w+) import", path.read_text(), re.M))
-                           for path in (ROOT / "colanb").glob("*.py")}
-    found, size = {module}, 0
+    uses = {name: PIPELINE["imports_of"](path, name.rpartition(".")[0], MODULES) for name, path in MODULES.items()}
+    found, size = {f"colanb.{module}"}, 0
     while size < len(found):
         size = len(found)
         found |= {name for name, others in uses.items() if others & found}
@@ -94,7 +111,7 @@ def attempt(module: str, checks: list[Path], answer, limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))       # processor time: other work on the machine does not matter
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2): os.dup2(nowhere, stream)
-    for name in needed_by(module): sys.modules.pop(f"colanb.{name}", None)
+    for name in needed_by(module): sys.modules.pop(name, None)
     for path in checks:
         began = time.process_time()
         try: run_check(path, module)
@@ -122,14 +139,13 @@ class Laboratory:
         import matplotlib
         matplotlib.use("Agg")
         for name in HEAVY: importlib.import_module(name)
-        for path in sorted((self.folder / "colanb").glob("*.py")):
-            if path.stem in {*COVERED_BY, "tasks", "train", "plots"}: importlib.import_module(f"colanb.{path.stem}")
-        assert Path(sys.modules["colanb.flow"].__file__).is_relative_to(self.folder)
+        for name in (*COVERED_BY, "learn.train", "measure.scoring", "evidence.plots"): importlib.import_module(f"colanb.{name}")
+        assert Path(sys.modules["colanb.learn.losses"].__file__).is_relative_to(self.folder)
 
     def attempt(self, module: str, source: str, checks: list[Path], limit: float) -> tuple[str | None, list]:
         "The check that fails on a source, or None, and what the checks said."
-        place = self.folder / "colanb" / f"{module}.py"
-        original = (ROOT / "colanb" / f"{module}.py").read_text()
+        original = source_of(module)
+        place = self.folder / MODULES[f"colanb.{module}"].relative_to(ROOT)
         place.write_text(source)
         Path(importlib.util.cache_from_source(str(place))).unlink(
             missing_ok=True)   # it could have the same size and second
@@ -155,7 +171,7 @@ class Laboratory:
     def prepare(self, module: str) -> None:
         "Run the checks on the module as it is: they must pass, and their times give order and limit."
         checks = checks_of(module)
-        failed, said = self.attempt(module, (ROOT / "colanb" / f"{module}.py").read_text(), checks, limit=600)
+        failed, said = self.attempt(module, source_of(module), checks, limit=600)
         if failed: raise RuntimeError(f"{module}: {failed} fails without a mutant: {said}")
         seconds = [spent for _, spent in said]
         self.order[module] = [path for _, path in sorted(zip(seconds, checks))]

@@ -14,15 +14,18 @@ import pytest
 import torch
 from trainers import record
 
-from colanb.baselines import load_baseline
-from colanb.config import ROOT, Config, DataConfig, Profile, RunConfig, SampleConfig, load_profile, read_params
-from colanb.data import Corpus, Tokenizer, prepare
-from colanb.flow import ColaDLM
-from colanb.hub import load
-from colanb.likelihood import each_draw, iwae_at
-from colanb.tasks import load_items
-from colanb.train import load_model, main, save_model
-from colanb.vae import TextVAE
+from colanb.model.folders import load_baseline
+from colanb.config import Config, DataConfig, Profile, ROOT, RunConfig, SampleConfig, load_profile, read_params
+from colanb.text.corpus import Corpus, prepare
+from colanb.text.tokenizer import Tokenizer
+from colanb.model.cola import ColaDLM
+from colanb.release.hub import load
+from colanb.measure.likelihood import each_draw, iwae_at
+from colanb.measure.tasks import load_items
+from colanb.learn.saving import save_model
+from colanb.learn.train import main
+from colanb.model.folders import load_model
+from colanb.model.vae import TextVAE
 
 TINY, FOUND = read_params()["profile"], []
 
@@ -111,7 +114,7 @@ def test_wrong_arguments(capsys):
     refused("a share of 1", lambda: DataConfig(source="text", path="x", validation=1.0), ("data.validation=1.0", "< 1"))
     for words, said in ((["run=huge"], "choose from ['study', 'tiny']"), (["run=tiny", "stage=3"], "['prior', 'vae']"), (["run=tiny", "profile=huge"], "choose from"), (["runn=tiny"], "usage"), (["run=tiny", "seed=x"], "usage")):
         assert main(words) in (1, 2) and said in capsys.readouterr().err
-        FOUND.append({"input": f"colanb.train {' '.join(words)}", "message": said, "seconds": 0})
+        FOUND.append({"input": f"colanb.learn.train {' '.join(words)}", "message": said, "seconds": 0})
 
 
 COMMANDS = [   # command lines, and what they must print

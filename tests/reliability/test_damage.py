@@ -15,11 +15,12 @@ import pytest
 import torch
 from trainers import KINDS, fork, keep_checkpoints, ready, record, run_of, start, state_of, wait
 
-from colanb import train, vae
-from colanb.checkpoint import damage, load_checkpoint, newest_whole, save_checkpoint, seal
+from colanb.learn import loop, train
+from colanb.model import vae
+from colanb.learn.checkpoint import damage, load_checkpoint, newest_whole, save_checkpoint, seal
 from colanb.config import ROOT
-from colanb.data import Corpus
-from colanb.flow import ColaDLM
+from colanb.text.corpus import Corpus
+from colanb.model.cola import ColaDLM
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ CASES = [(kind, where, value) for kind in KINDS for where in (("loss", "gradient
 
 @pytest.mark.parametrize("kind,where,value", CASES)
 def test_a_value_that_is_not_finite_stops_before_the_update(place, monkeypatch, kind, where, value):
-    folder, kept, original = place / f"{kind}-{where}-{value}", {}, train.train_step
+    folder, kept, original = place / f"{kind}-{where}-{value}", {}, loop.train_step
     def step(objective, ids, *rest):
         if rest[2][-1] != 7: return original(objective, ids, *rest)
         kept["before"], kept["ids"] = {k: v.clone() for k, v in objective.state_dict().items()}, ids.tolist()

@@ -101,7 +101,7 @@ def test_a_killed_rank_ends_the_job_and_it_resumes(place):
 
 
 def test_from_the_command_line(tmp_path):
-    words = ["-m", "colanb.train", "profile=smoke", "run=smoke", "stage=vae", f"out={tmp_path}"]
+    words = ["-m", "colanb.learn.train", "profile=smoke", "run=smoke", "stage=vae", f"out={tmp_path}"]
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *words], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     log = pd.read_csv(tmp_path / "vaes/smoke/0/log.csv")

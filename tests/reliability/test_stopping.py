@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from trainers import KINDS, fork, keep_checkpoints, ready, record, run_of, start, state_of, wait
 
-from colanb import train
+from colanb.learn import loop, train
 
 STOPS = int(os.environ.get("COLANB_STOPS", 3))
 SAVE_EVERY = run_of("ar").stage2.save_every
@@ -20,12 +20,12 @@ first, reached = Value("i", 0), Value("i", 0)   # steps of the process at work: 
 def work(kind, folder):
     "Train in a forked process that counts its steps where the test can see it."
     keep_checkpoints()
-    step, first.value = train.train_step, -1
+    step, first.value = loop.train_step, -1
     def counted(*args):
         reached.value = args[4][-1]
         if first.value < 0: first.value = reached.value
         return step(*args)
-    train.train_step = counted
+    loop.train_step = counted
     start(kind, folder)
 
 

@@ -19,8 +19,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from trainers import fork, record, wait
 
 from colanb.config import DataConfig, load_profile
-from colanb.data import Corpus, Shards, cache_key, prepare
-from colanb.report import read_logs
+from colanb.text.corpus import Corpus, cache_key, prepare
+from colanb.text.packing import Shards
+from colanb.evidence.report import read_logs
 
 WORDS = "the fox and the hen went to the river and saw a boat full of apples under an old tree".split()
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from colanb import baselines, train
-from colanb.config import ROOT, DataConfig, RunConfig
-from colanb.data import prepare
-from colanb.parallel import processes
+from colanb.learn import train
+from colanb.model import baselines
+from colanb.config import DataConfig, ROOT, RunConfig
+from colanb.text.corpus import prepare
+from colanb.learn.parallel import processes
 
 KINDS = ("vae", "prior", "ar", "llada", "plaid")
 DATA = DataConfig(level="micro", documents=300, seq_len=32, packing="whole")
