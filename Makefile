@@ -22,8 +22,8 @@ lab: .venv  ## open the notebooks in JupyterLab
 repro: .venv  ## run the pipeline of the active profile: data, training, scores, figures
 	$(VENV) python .ci/pipeline && dvc repro
 
-figures: .venv  ## rebuild the figures from committed results, without training
-	$(VENV) python .ci/pipeline && dvc repro --allow-missing
+figures: .venv  ## draw the figures from committed results, without training (PROFILE=tiny)
+	$(VENV) python .ci/pipeline && python .ci/figures $(PROFILE)
 
 test: .venv drift  ## export drift, notebook tests, tests/; annotations are checked
 	$(VENV) COLANB_TYPECHECK=1 OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing

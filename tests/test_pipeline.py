@@ -245,16 +245,33 @@ def test_default_profile_is_tiny():
     assert PARAMS["profile"]["name"] == "tiny"
 
 
-def test_figure_map_lists_every_figure_stage():
-    readme = (ROOT / "README.md").read_text()
+def displayed(notebook):
+    "All text of a notebook: its prose and the Markdown that its cells showed."
+    cells = nbformat.read(notebook, as_version=4).cells
+    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    return "\n".join([cell.source for cell in cells if cell.cell_type == "markdown"]
+                     + [output.data["text/markdown"] for output in outputs if "text/markdown" in output.get("data", {})])
+
+
+def test_contents_list_every_figure_stage():
+    contents = displayed(ROOT / "nbs/contents.ipynb")
     for name in STAGES:
         if not any("${profile.figures}" in str(out) for out in stage(name)["outs"]): continue
-        notebook = re.search(r"nbs/exp/[\w/]+\.ipynb", stage(name)["cmd"]).group(0)
-        assert f"]({notebook})" in readme, f"{name}: no link to {notebook}"
-        assert f"](figures/{name}.ipynb)" in readme, f"{name}: no link to the executed notebook"
+        notebook = re.search(r"nbs/(exp/[\w/]+\.ipynb)", stage(name)["cmd"]).group(1)
+        assert f"]({notebook})" in contents, f"{name}: no link to {notebook}: run `make executed`"
+        assert f"](../figures/{name}.ipynb)" in contents, f"{name}: no link to the executed notebook"
 
 
-def test_links_of_readme_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#\s]+)\)|src=\"([^\"]+)\"", (ROOT / "README.md").read_text()):
+def test_contents_list_every_module():
+    contents = displayed(ROOT / "nbs/contents.ipynb")
+    for path in (ROOT / "nbs").rglob("[0-9]*.ipynb"):
+        place = path.relative_to(ROOT / "nbs")
+        if "exp" not in place.parts: assert f"]({place})" in contents, f"{place}: run `make executed`"
+
+
+@pytest.mark.parametrize("page", ["README.md", "nbs/contents.ipynb"])
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text() if page.endswith(".md") else displayed(ROOT / page)
+    for target in re.findall(r"\]\(([^)#\s]+)\)|src=\"([^\"]+)\"", text):
         target = next(filter(None, target))
-        if not target.startswith("http"): assert (ROOT / target).exists(), target
+        if not target.startswith("http"): assert ((ROOT / page).parent / target).exists(), target

@@ -1,4 +1,5 @@
 "A training on two processes is the training on one; checkpoints pass from one number of processes to another; a killed rank ends the job, which resumes."
+import json
 import os
 import signal
 import subprocess
@@ -13,28 +14,43 @@ import torch
 from trainers import KINDS, ready, record, start
 
 SCRIPT = Path(__file__).with_name("trainers.py")
-INTERVAL = dict(strategy='"interval"', interval_joint=3, interval_fixed=3, steps=12)
+INTERVAL = dict(strategy="interval", interval_joint=3, interval_fixed=3, steps=12)
 BOUNDS = {"adamw": 1e-4, "muon": 1e-3}     # on losses; Muon works in bfloat16, whose rounding differs between processors
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+# trainings on two processes, all started at once: name -> (kind, changes)
+TOGETHER = {kind: (kind, dict(accumulate=2, steps=12, optimizer="adamw")) for kind in KINDS}
+TOGETHER |= {f"interval-{name}": ("prior", INTERVAL | dict(optimizer=name, recompute=True)) for name in BOUNDS}
+TOGETHER |= {"bf16": ("prior", INTERVAL | dict(precision="bf16")), "ranks": ("ar", dict(steps=60))}
 
 
-def launch(world, kind, folder, **changes):
-    "Start a training on `world` processes."
-    words = [str(SCRIPT), kind, str(folder), *(f"{k}={v}" for k, v in changes.items())]
-    command = [sys.executable, *words] if world == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", *words]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+def launch(world, *jobs):
+    "Start trainings (kind, folder, changes), one after another, on `world` processes."
+    words = [str(SCRIPT), json.dumps([[kind, str(folder), changes] for kind, folder, changes in jobs])]
+    many = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    command = [sys.executable, *(many if world > 1 else []), *words]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
 
 
-def trained(world, kind, folder, **changes):
-    "Log of a finished training."
-    job = launch(world, kind, folder, **changes)
+def finish(job):
+    "Wait for a job, which must succeed."
     _, errors = job.communicate(timeout=900)   # bf16 without instructions for it is slow
     assert job.returncode == 0, errors[-2000:]
+
+
+def log_of(kind, folder):
+    "Log of a finished training."
     return pd.read_csv(folder / kind / "log.csv")
+
+
+def alone(kind, folder, **changes):
+    "Train in this process; the log."
+    start(kind, folder, **changes)
+    return log_of(kind, folder)
 
 
 def apart(a, b):
     "Largest difference of losses, in training and on validation text."
-    names = [c for c in a if c in ("loss", "val_fm", "val_nats", "val_reconstruction")]
+    names = [name for name in a if name in ("loss", "val_fm", "val_nats", "val_reconstruction")]
     return float(np.nanmax(np.abs(a[names].to_numpy() - b[names].to_numpy())))
 
 
@@ -43,24 +59,31 @@ def place(tmp_path_factory):
     return ready(tmp_path_factory.mktemp("parallel"))
 
 
+@pytest.fixture(scope="module")
+def together(place):
+    "Logs of the trainings on two processes."
+    finish(launch(2, *((kind, place / f"two-{name}", changes) for name, (kind, changes) in TOGETHER.items())))
+    return {name: log_of(kind, place / f"two-{name}") for name, (kind, _) in TOGETHER.items()}
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_learn_what_one_learns(place, kind):
-    one, two = (trained(n, kind, place / f"{kind}{n}", accumulate=a, steps=12, optimizer='"adamw"') for n, a in ((1, 1), (2, 2)))
-    record("parallel", {"kind": kind, "processes": 2, "apart": apart(one, two), "losses": [t.loss.dropna().tolist() for t in (one, two)]}, kind)
+def test_two_processes_learn_what_one_learns(place, together, kind):
+    one, two = alone(kind, place / f"one-{kind}", steps=12, optimizer="adamw"), together[kind]
+    losses = [log.loss.dropna().tolist() for log in (one, two)]
+    record("parallel", {"kind": kind, "processes": 2, "apart": apart(one, two), "losses": losses}, kind)
     assert apart(one, two) < 1e-5
-    assert one.loss.dropna().iloc[-1] < one.loss.dropna().iloc[0]
+    assert losses[0][-1] < losses[0][0]
 
 
 @pytest.mark.parametrize("optimizer", BOUNDS)
-def test_interval_and_recompute(place, optimizer):
-    how = INTERVAL | dict(optimizer=f'"{optimizer}"')
-    one, two = (trained(n, "prior", place / f"interval-{optimizer}{n}", recompute=again, **how) for n, again in ((1, "false"), (2, "true")))
-    assert apart(one, two) < BOUNDS[optimizer]
+def test_interval_and_recompute(place, together, optimizer):
+    one = alone("prior", place / f"one-interval-{optimizer}", optimizer=optimizer, **INTERVAL)
+    assert apart(one, together[f"interval-{optimizer}"]) < BOUNDS[optimizer]
 
 
-def test_bf16(place):
-    full, *half = (trained(n, "prior", place / f"{kind}{n}", precision=f'"{kind}"', **INTERVAL) for n, kind in ((1, "fp32"), (1, "bf16"), (2, "bf16")))
-    assert max(apart(full, half[0]), apart(*half)) < 0.05
+def test_bf16(place, together):
+    full, half = (alone("prior", place / f"one-{kind}", precision=kind, **INTERVAL) for kind in ("fp32", "bf16"))
+    assert max(apart(full, half), apart(half, together["bf16"])) < 0.05
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -74,35 +97,42 @@ def test_precision_of_the_linear_maps(place, precision):
     assert (torch.bfloat16 in seen) == (precision == "bf16")
 
 
+def stop(job, folder, act):
+    "Wait for a checkpoint of a training, then do something to its job, which must fail."
+    while not (folder / "scratch/step-0000010").exists() and job.poll() is None: time.sleep(0.01)
+    act(job)
+    job.communicate(timeout=300)
+    assert job.returncode and not list(folder.glob("*/log.csv"))
+
+
 @pytest.mark.parametrize("optimizer", BOUNDS)
 def test_checkpoints_pass_between_numbers_of_processes(place, optimizer):
-    how = dict(steps=24, optimizer=f'"{optimizer}"')
-    whole = trained(1, "prior", place / f"{optimizer}1", **how)
+    how = dict(steps=24, optimizer=optimizer)
+    whole = alone("prior", place / f"{optimizer}1", **how)
     for first, second in ((2, 1), (1, 2)):
         folder = place / f"{optimizer}{first}{second}"
-        job = launch(first, "prior", folder, **how)
-        while not (folder / "scratch/step-0000010").exists() and job.poll() is None: time.sleep(0.01)
-        job.send_signal(signal.SIGTERM)                     # torchrun hands it on to its processes, which save
-        job.communicate(timeout=300)
-        assert job.returncode and not (folder / "prior/log.csv").exists()
-        assert apart(whole, trained(second, "prior", folder, **how)) < BOUNDS[optimizer]
-        assert min(int(p.name[5:]) for p in (folder / "scratch").glob("step-*")) > 5
+        stop(launch(first, ("prior", folder, how)), folder, lambda job: job.send_signal(signal.SIGTERM))   # torchrun hands it on to its processes, which save
+        finish(launch(second, ("prior", folder, how)))
+        assert apart(whole, log_of("prior", folder)) < BOUNDS[optimizer]
+        assert min(int(path.name[5:]) for path in (folder / "scratch").glob("step-*")) > 5
 
 
-def test_a_killed_rank_ends_the_job_and_it_resumes(place):
-    whole, folder = trained(2, "ar", place / "ranks", steps=60), place / "killed"
-    job = launch(2, "ar", folder, steps=60)
-    while not (folder / "scratch/step-0000010").exists() and job.poll() is None: time.sleep(0.01)
-    ranks = [int(p) for p in subprocess.run(["ps", "--ppid", str(job.pid), "-o", "pid="], capture_output=True, text=True).stdout.split()]
-    os.kill(ranks[-1], signal.SIGKILL)
-    job.communicate(timeout=300)
-    assert job.returncode != 0 and not (folder / "ar/log.csv").exists()
-    assert apart(whole, trained(2, "ar", folder, steps=60)) == 0
+def kill_one(job):
+    "Kill a rank of a job."
+    listed = subprocess.run(["ps", "--ppid", str(job.pid), "-o", "pid="], capture_output=True, text=True).stdout
+    os.kill(int(listed.split()[-1]), signal.SIGKILL)
+
+
+def test_a_killed_rank_ends_the_job_and_it_resumes(place, together):
+    folder, training = place / "killed", ("ar", place / "killed", dict(steps=60))
+    stop(launch(2, training), folder, kill_one)
+    finish(launch(2, training))
+    assert apart(together["ranks"], log_of("ar", folder)) == 0
 
 
 def test_from_the_command_line(tmp_path):
     words = ["-m", "colanb.learn.train", "profile=smoke", "run=smoke", "stage=vae", f"out={tmp_path}"]
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *words], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *words], capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr[-2000:]
     log = pd.read_csv(tmp_path / "vaes/smoke/0/log.csv")
     assert log.step.iloc[-1] == 150 and log.accuracy.dropna().iloc[-1] > 0.9

@@ -1,6 +1,7 @@
 """The five trainers at their smallest, for tests that stop, break, resume or spread a training.
 
-As a script (`python trainers.py KIND FOLDER name=value ...`, alone or under torchrun) it trains one of them."""
+As a script (`python trainers.py JOBS`, alone or under torchrun) it trains some of them, one after another: a start of many
+processes takes longer than a training. JOBS is a JSON list of [kind, folder, changes]."""
 import hashlib
 import json
 import os
@@ -10,11 +11,10 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from colanb.config import ROOT, DataConfig, RunConfig
 from colanb.learn import train
-from colanb.model import baselines
-from colanb.config import DataConfig, ROOT, RunConfig
-from colanb.text.corpus import prepare
 from colanb.learn.parallel import processes
+from colanb.text.corpus import prepare
 
 KINDS = ("vae", "prior", "ar", "llada", "plaid")
 DATA = DataConfig(level="micro", documents=300, seq_len=32, packing="whole")
@@ -36,7 +36,7 @@ def start(kind, folder, device="cpu", **changes):
     corpus, places = prepare(DATA, folder.parent / "tokens"), dict(seed=0, device=device, scratch=folder / "scratch")
     if kind == "vae": return train.train_vae(run, corpus, folder / kind, **places)
     if kind == "prior": return train.train_prior(run, corpus, folder.parent / "stage1", folder / kind, **places)
-    return baselines.train_baseline(run, corpus, folder / kind, **places)
+    return train.train_baseline(run, corpus, folder / kind, **places)
 
 
 def ready(place):
@@ -88,6 +88,6 @@ def wait(pid):
 
 
 if __name__ == "__main__":
-    changes = {name: json.loads(value) for name, value in (word.split("=", 1) for word in sys.argv[3:])}
     keep_checkpoints()
-    with processes() as device: start(sys.argv[1], sys.argv[2], device, **changes)
+    with processes() as device:
+        for kind, folder, changes in json.loads(sys.argv[1]): start(kind, folder, device, **changes)
