@@ -92,7 +92,7 @@ MEASURE = """
     from pathlib import Path
     sys.path.insert(0, sys.argv[1])
     from colanb.config import DataConfig
-    from colanb.data import prepare
+    from colanb.text.corpus import prepare
     config, out = DataConfig.model_validate_json(sys.argv[2]), sys.argv[3]
     process, peak, on = psutil.Process(), [0], [True]
     def own(): m = process.memory_info(); return m.rss - getattr(m, "shared", 0)   # mapped files left out
