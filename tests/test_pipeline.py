@@ -108,10 +108,10 @@ def test_what_is_missing_is_named(tree):
 
 
 def test_prose_reruns_nothing(tmp_path):
-    "Text cells, comments, docstrings and descriptions of settings, edited and exported: the same fingerprints."
+    "Text cells, comments and docstrings, edited and exported: the same fingerprints."
     copy_library(tmp_path)
     edit(tmp_path / "nbs/00_config.ipynb", r"\Z", "\nMore about settings.", kind="markdown")
-    edit(tmp_path / "nbs/00_config.ipynb", r'description="', 'description="in other words, ')
+    edit(tmp_path / "nbs/00_config.ipynb", r"^(    \w+: .*)# ", r"\1# in other words, ")
     edit(tmp_path / "nbs/2_model/08_dit.ipynb", r'^(    )"', r'\1"In other words: ')
     edit(tmp_path / "nbs/2_model/08_dit.ipynb", r"^(class \w+.*):(.*)$", r"\1:   # a new comment")
     edit(tmp_path / "nbs/exp/67_rq3_cfg.ipynb", r"\Z", "\nMore about guidance.", kind="markdown")
