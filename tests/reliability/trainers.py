@@ -11,7 +11,6 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from colanb.learn import train
-from colanb.model import baselines
 from colanb.config import DataConfig, ROOT, RunConfig
 from colanb.text.corpus import prepare
 from colanb.learn.parallel import processes
@@ -36,7 +35,7 @@ def start(kind, folder, device="cpu", **changes):
     corpus, places = prepare(DATA, folder.parent / "tokens"), dict(seed=0, device=device, scratch=folder / "scratch")
     if kind == "vae": return train.train_vae(run, corpus, folder / kind, **places)
     if kind == "prior": return train.train_prior(run, corpus, folder.parent / "stage1", folder / kind, **places)
-    return baselines.train_baseline(run, corpus, folder / kind, **places)
+    return train.train_baseline(run, corpus, folder / kind, **places)
 
 
 def ready(place):
