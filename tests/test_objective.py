@@ -14,7 +14,7 @@ from colanb.text.corpus import Corpus
 from colanb.text.tokenizer import word_tokenizer
 from colanb.config import DiTConfig, FlowConfig, RunConfig, VAEConfig, stream
 from colanb.model.dit import DiT
-from colanb.learn.losses import masked_copy, patch_valid, prior_terms, stage1_loss, stage2_loss, with_filler
+from colanb.learn.losses import StepContext, masked_copy, patch_valid, prior_terms, stage1_loss, stage2_loss, with_filler
 from colanb.learn.path import clean_prefix, interpolate, path_logsnr, sample_time, time_of_logsnr
 from colanb.model.cola import ColaDLM
 from colanb.release.hub import twin
@@ -329,13 +329,13 @@ def test_training_minimises_the_objective(monkeypatch, stage, given, rows):
     "On text with filler; a VAE at rest takes no part in stage 2."
     first = make_model(dict(patch_size=2), reference=False)
     model, loss, check, flow, _ = handed_over(monkeypatch, first, stage)
-    model.vae.requires_grad_(not given)
+    context = StepContext(0, train_vae=not given)
     ids, valid = make_batch(first)
     generator = stream("step")
     filled = with_filler(ids, valid, 0.9, 2, 0, generator)
     expected, _ = reference_loss(model, *filled, flow, generator, stage, rows=rows, **given)
-    torch.testing.assert_close(loss(model, ids, valid, stream("step"), rows).total, expected)
-    torch.testing.assert_close(check(model, ids, valid, stream("step"), rows).total, expected)   # validation measures the same
+    torch.testing.assert_close(loss(model, ids, valid, stream("step"), rows, context).total, expected)
+    torch.testing.assert_close(check(model, ids, valid, stream("step"), rows, context).total, expected)   # validation measures the same
     assert not torch.equal(filled[0], ids)
 
 
@@ -350,7 +350,9 @@ def test_stage_two_is_held_to_the_first_encoder(monkeypatch, changes, held):
     if held:
         for ours, theirs in zip(model.reference.parameters(), first.vae.encoder.parameters(), strict=True):
             assert torch.equal(ours, theirs) and ours is not theirs and not ours.requires_grad
-    rates = [settings["rates"](step)["vae"] for step in (0, 1999, 2000, 4999, 5000)]
+    steps = (0, 1999, 2000, 4999, 5000)
+    rates = [settings["rates"](step)["vae"] for step in steps]
+    assert [settings["context_at"](step).train_vae for step in steps] == [rate > 0 for rate in rates]
     assert rates == {"fixed": [0] * 5, "interval": [1, 1, 0, 0, 1]}.get(changes["strategy"], [1] * 5)
     assert (model.vae is first.vae) == (changes["strategy"] != "scratch")
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OURS', 'PAPER', 'TRUTH', 'TASK_NAMES', 'house_style', 'save_figure', 'panels', 'curve', 'series', 'task_bars',
-           'learning_curves', 'interval_text', 'markdown_table']
+           'seed_curve', 'learning_curves', 'interval_text', 'markdown_table']
 
 # %% ../../nbs/7_evidence/01_plots.ipynb #ea494e72
 import math
@@ -20,52 +20,93 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # %% ../../nbs/7_evidence/01_plots.ipynb #fa0eaf62
-OURS, PAPER, TRUTH = "#1f5fa8", "#c9662c", "#444444"
-TASK_NAMES = {"lambada": "LAMBADA", "squad": "SQuAD", "story_cloze": "Story Cloze", "mmlu": "MMLU", "obqa": "OBQA",
-              "race": "RACE", "siqa": "SIQA", "hellaswag": "HellaSwag", "average": "Average",
-              "grammatical": "sentences grammatical", "consistent": "stories consistent", "parses": "stories parse"}
+OURS = "#1f5fa8"
+PAPER = "#c9662c"
+TRUTH = "#444444"
+TASK_NAMES = {
+    "lambada": "LAMBADA",
+    "squad": "SQuAD",
+    "story_cloze": "Story Cloze",
+    "mmlu": "MMLU",
+    "obqa": "OBQA",
+    "race": "RACE",
+    "siqa": "SIQA",
+    "hellaswag": "HellaSwag",
+    "average": "Average",
+    "grammatical": "sentences grammatical",
+    "consistent": "stories consistent",
+    "parses": "stories parse",
+}
 
 # %% ../../nbs/7_evidence/01_plots.ipynb #bf908e3f
 def house_style() -> None:
     "Set fonts, grid and a fixed hash salt, so that the same figure gives the same file."
-    sns.set_theme(context="paper", style="ticks", rc={
-        "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
-        "figure.dpi": 110, "svg.hashsalt": "colanb", "svg.fonttype": "path", "figure.constrained_layout.use": True})
+    style = {
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+        "figure.dpi": 110,
+        "figure.constrained_layout.use": True,
+        "svg.hashsalt": "colanb",
+        "svg.fonttype": "path",
+    }
+    sns.set_theme(context="paper", style="ticks", rc=style)
 
 # %% ../../nbs/7_evidence/01_plots.ipynb #52b16e2f
-def save_figure(figure: Figure, path: Path | str, table: pd.DataFrame | None = None) -> None:  # table: the numbers drawn
+def save_figure(
+    figure: Figure,
+    path: Path | str,                   # of both files, with any ending
+    table: pd.DataFrame | None = None,  # the numbers drawn
+) -> None:
     "Write the SVG without a date, and the numbers beside it as CSV."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    if table is not None: table.to_csv(path.with_suffix(".csv"), index=False, float_format="%.5g")
+    if table is not None:
+        table.to_csv(path.with_suffix(".csv"), index=False, float_format="%.5g")
 
 # %% ../../nbs/7_evidence/01_plots.ipynb #f1782f04
-def panels(count: int, columns: int = 4, width: float = 2.6, height: float = 2.1) -> tuple[Figure, list[Axes]]:  # inches per panel
-    "A figure with `count` axes in rows of `columns`."
-    if count < 1: raise ValueError(f"count={count} must be at least 1")
+def panels(
+    count: int,            # axes, at least 1
+    columns: int = 4,      # axes in a row
+    width: float = 2.6,    # of one, in inches
+    height: float = 2.1,   # of one, in inches
+) -> tuple[Figure, list[Axes]]:
+    "Make a figure with `count` axes in rows of `columns`."
+    if count < 1:
+        raise ValueError(f"count={count} must be at least 1")
+    columns = min(columns, count)
     rows = math.ceil(count / columns)
-    figure, axes = plt.subplots(rows, min(columns, count), figsize=(width * min(columns, count), height * rows), squeeze=False)
-    for ax in axes.flat[count:]: ax.set_visible(False)
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
+    for ax in axes.flat[count:]:
+        ax.set_visible(False)
     return figure, list(axes.flat[:count])
 
 # %% ../../nbs/7_evidence/01_plots.ipynb #1f8e3c7f
 def curve(
     ax: Axes,
-    table: pd.DataFrame,             # columns x, value, low, high
-    paper: pd.DataFrame | None = None, # columns x, y: the paper's digitised numbers
-    log: bool = False,               # logarithmic x
+    table: pd.DataFrame,                # columns x, value, low, high
+    paper: pd.DataFrame | None = None,  # columns x, y: the paper's digitised numbers
+    log: bool = False,                  # logarithmic x
     label: str = "ours",
     color: str = OURS,
 ) -> None:
-    "Draw ours with its interval and the paper's on a second axis."
+    "Draw our result with its interval, and the paper's on a second axis."
     table = table.sort_values("x")
     ax.plot(table.x, table.value, "o-", color=color, label=label, ms=3.5, zorder=3)
     ax.fill_between(table.x, table.low, table.high, color=color, alpha=0.18, lw=0)
-    if log: ax.set_xscale("symlog" if (table.x <= 0).any() else "log")
-    if paper is None or paper.empty: return
+    if log:
+        has_zero = (table.x <= 0).any()
+        ax.set_xscale("symlog" if has_zero else "log")
+    if paper is None or paper.empty:
+        return
     twin = ax.twinx()
     twin.plot(paper.x, paper.y, "s--", color=PAPER, label="paper (right axis)", ms=2.5, lw=1, alpha=0.8)
-    twin.grid(False); twin.spines["right"].set_visible(True); twin.tick_params(colors=PAPER, labelsize=7)
+    twin.grid(False)
+    twin.spines["right"].set_visible(True)
+    twin.tick_params(colors=PAPER, labelsize=7)
     twin.set_ylim(0, None)
 
 # %% ../../nbs/7_evidence/01_plots.ipynb #1b6c8ad4
@@ -78,25 +119,51 @@ def series(
     style: str = "o-",
 ) -> None:
     "Draw one line per value of a column, with intervals where the table has them."
-    for i, name in enumerate(table[by].unique() if order is None else order):
-        part, color = table[table[by] == name].sort_values("x"), sns.color_palette()[i % 10]
-        ax.plot(part.x, part.value, style, color=color, label=str(name), ms=3, lw=1.2)
-        if "low" in part: ax.fill_between(part.x, part.low, part.high, color=color, alpha=0.13, lw=0)
-    if log: ax.set_xscale("log")
+    names = table[by].unique() if order is None else order
+    for i, name in enumerate(names):
+        line = table[table[by] == name].sort_values("x")
+        color = sns.color_palette()[i % 10]
+        ax.plot(line.x, line.value, style, color=color, label=str(name), ms=3, lw=1.2)
+        if "low" in line:
+            ax.fill_between(line.x, line.low, line.high, color=color, alpha=0.13, lw=0)
+    if log:
+        ax.set_xscale("log")
 
 # %% ../../nbs/7_evidence/01_plots.ipynb #2d90cd99
 def task_bars(
     ax: Axes,
     table: pd.DataFrame,   # columns task, value, low, high, chance, bayes
 ) -> None:
-    "One bar per task; a dotted mark for chance and a solid one for the Bayes-optimal score."
+    "Draw one bar per task, with a dotted mark for chance and a solid one for the Bayes-optimal score."
     x = range(len(table))
-    ax.bar(x, table.value, color=OURS, width=0.6, yerr=[table.value - table.low, table.high - table.value], error_kw=dict(lw=1, capsize=2))
+    errors = [table.value - table.low, table.high - table.value]
+    ax.bar(x, table.value, color=OURS, width=0.6, yerr=errors, error_kw={"lw": 1, "capsize": 2})
     for i, (chance, bayes) in enumerate(zip(table.chance, table.bayes)):
-        ax.plot([i - .4, i + .4], [chance] * 2, ":", color=TRUTH, lw=1.2, label="chance" if i == 0 else None)
-        if pd.notna(bayes): ax.plot([i - .4, i + .4], [bayes] * 2, "-", color=PAPER, lw=1.4, label="Bayes-optimal" if i == 0 else None)
-    ax.set_xticks(list(x), [TASK_NAMES.get(t, t) for t in table.task], rotation=35, ha="right")
-    ax.set(ylim=(0, 1.05), ylabel="accuracy"); ax.legend(loc="lower right", bbox_to_anchor=(1, 1.0), ncols=2, fontsize=7)
+        ends = [i - .4, i + .4]
+        ax.plot(ends, [chance] * 2, ":", color=TRUTH, lw=1.2, label="chance" if i == 0 else None)   # named once
+        if pd.notna(bayes):
+            ax.plot(ends, [bayes] * 2, "-", color=PAPER, lw=1.4, label="Bayes-optimal" if i == 0 else None)
+    names = [TASK_NAMES.get(task, task) for task in table.task]
+    ax.set_xticks(list(x), names, rotation=35, ha="right")
+    ax.set(ylim=(0, 1.05), ylabel="accuracy")
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 1.0), ncols=2, fontsize=7)
+
+# %% ../../nbs/7_evidence/01_plots.ipynb #7f392b03
+def seed_curve(
+    ax: Axes,
+    log: pd.DataFrame,   # column step, and what was logged
+    column: str,         # what is drawn, as a line; `val_<column>` as dots
+    color: tuple[float, float, float],
+    label: str,
+) -> None:
+    "Draw one column of one run's log."
+    logged = log.dropna(subset=[column]) if column in log else log.iloc[:0]
+    values = logged[column] if column in logged else []
+    ax.plot(logged.step, values, "-", color=color, lw=1, label=label)
+    held_out = f"val_{column}"
+    if held_out in log:
+        dots = log.dropna(subset=[held_out])
+        ax.plot(dots.step, dots[held_out], ".", color=color, ms=4)
 
 # %% ../../nbs/7_evidence/01_plots.ipynb #44e0628d
 def learning_curves(
@@ -104,17 +171,15 @@ def learning_curves(
     columns: Sequence[str],               # columns of the logs, one panel each
     logy: Sequence[str] = (),             # columns with a logarithmic axis
 ) -> Figure:
-    "One panel per column, one line per seed; validation values as dots."
-    shown = [c for c in columns if any(c in log for log in logs.values())]
+    "Draw one panel per column, one line per seed; validation values as dots."
+    logged = set().union(*logs.values())   # names of columns
+    shown = [column for column in columns if column in logged]
     figure, axes = panels(len(shown), columns=4)
     for ax, column in zip(axes, shown):
-        for i, (seed, log) in enumerate(sorted(logs.items())):
-            part = log.dropna(subset=[column]) if column in log else log.iloc[:0]
-            ax.plot(part.step, part[column] if column in part else [], "-", color=sns.color_palette()[i % 10], lw=1, label=f"seed {seed}")
-            if f"val_{column}" in log:
-                dots = log.dropna(subset=[f"val_{column}"])
-                ax.plot(dots.step, dots[f"val_{column}"], ".", color=sns.color_palette()[i % 10], ms=4)
-        if column in logy: ax.set_yscale("log")
+        for i, seed in enumerate(sorted(logs)):
+            seed_curve(ax, logs[seed], column, sns.color_palette()[i % 10], f"seed {seed}")
+        if column in logy:
+            ax.set_yscale("log")
         ax.set(xlabel="step", title=column.replace("_", " "))
     axes[0].legend(fontsize=6)
     return figure
@@ -125,12 +190,25 @@ def interval_text(
     high: float,
     digits: int = 3,
 ) -> str:  # "" if unknown
-    "A proportion's interval in words, cut off at 0 and 1."
-    return "" if np.isnan([low, high]).any() else f"{max(low, 0):.{digits}f} to {min(high, 1):.{digits}f}"
+    "Write a proportion's interval in words, cut off at 0 and 1."
+    if np.isnan([low, high]).any():
+        return ""
+    return f"{max(low, 0):.{digits}f} to {min(high, 1):.{digits}f}"
 
 # %% ../../nbs/7_evidence/01_plots.ipynb #f7026ab9
-def markdown_table(rows: pd.DataFrame) -> str:
-    "A Markdown table with the columns' names as its head; numbers get three digits, NaN an empty cell."
-    def cell(x: Any) -> str: return "" if x != x else f"{x:.3f}" if isinstance(x, float) else str(x).replace("|", r"\|").replace("\n", " ")
-    body = [rows.columns, ["---"] * len(rows.columns), *rows.itertuples(index=False, name=None)]
-    return "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in body)
+def markdown_table(
+    rows: pd.DataFrame,
+) -> str:
+    "Write a Markdown table with the columns' names as its head; numbers get three digits, NaN an empty cell."
+    def cell(value: Any) -> str:
+        if value != value:   # NaN
+            return ""
+        if isinstance(value, float):
+            return f"{value:.3f}"
+        return str(value).replace("|", r"\|").replace("\n", " ")
+
+    rule = ["---"] * len(rows.columns)
+    lines = []
+    for values in (rows.columns, rule, *rows.itertuples(index=False, name=None)):
+        lines.append("| " + " | ".join(map(cell, values)) + " |")
+    return "\n".join(lines)

@@ -10,15 +10,21 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from .losses import EVERY, Loss
+from .losses import EVERY, Loss, StepContext
 from ..model.baselines import Baseline
 
 # %% ../../nbs/3_learn/03_baseline_losses.ipynb #f7903349
-def clean_opening(valid: Bool[Tensor, "b l"], share: float, generator: torch.Generator) -> Bool[Tensor, "b l"]:
-    "Openings that stay clean: 0 to all but one of the tokens, in `share` of the sequences."
+def clean_opening(
+    valid: Bool[Tensor, "b l"],
+    share: float,                # of the sequences that have an opening
+    generator: torch.Generator,
+) -> Bool[Tensor, "b l"]:
+    "Choose openings that stay clean: between none and all but one of a sequence's tokens."
     chosen, part = torch.rand(2, len(valid), 1, generator=generator, device=valid.device)
-    length = (part * valid.sum(1, keepdim=True)).floor() * (chosen < share)
-    return torch.arange(valid.shape[1], device=valid.device) < length
+    tokens = valid.sum(1, keepdim=True)
+    length = (part * tokens).floor() * (chosen < share)
+    position = torch.arange(valid.shape[1], device=valid.device)
+    return position < length
 
 # %% ../../nbs/3_learn/03_baseline_losses.ipynb #5f49b0cb
 def baseline_loss(
@@ -26,16 +32,25 @@ def baseline_loss(
     ids: Int[Tensor, "b l"],
     valid: Bool[Tensor, "b l"],      # False on padding
     generator: torch.Generator,
-    rows: slice = EVERY,             # rows of the batch that are asked for
+    rows: slice = EVERY,             # rows of the batch that are wanted
+    context: StepContext | None = None,
 ) -> Loss:
-    "Nats per token: the exact mean (AR) or one draw of a bound."
+    "Compute nats per token: the exact mean (AR) or one draw of a bound (LLaDA, Plaid)."
     share = model.config.clean_prefix
-    target = valid & ~clean_opening(valid, share, generator) if share and not model.exact else valid
+    target = valid
+    if share and not model.exact:
+        target = valid & ~clean_opening(valid, share, generator)
     nats = model.nats(ids, valid, target, generator, rows).sum() / target.sum()
     return Loss(nats, {"nats": nats.detach()})
 
 # %% ../../nbs/3_learn/03_baseline_losses.ipynb #d53fdacc
-def whole_nats(model: Baseline, ids: Int[Tensor, "b l"], valid: Bool[Tensor, "b l"], generator: torch.Generator) -> Loss:
-    "Nats per token of whole sequences by the least noisy estimator, for validation: one meaning for all families."
+def whole_nats(
+    model: Baseline,
+    ids: Int[Tensor, "b l"],
+    valid: Bool[Tensor, "b l"],
+    generator: torch.Generator,
+    context: StepContext | None = None,
+) -> Loss:
+    "Compute nats per token of whole sequences by the least noisy estimator."
     nats = model.estimate(ids, valid, valid, generator).sum() / valid.sum()
     return Loss(nats, {"nats": nats})

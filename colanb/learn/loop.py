@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['keep_memory', 'termination', 'TrainingLog', 'Clock', 'Pace', 'Objective', 'train_step', 'recorded', 'resumed',
-           'scratch_or_temporary', 'fit']
+           'scratch_or_temporary', 'Hooks', 'fit']
 
 # %% ../../nbs/3_learn/08_loop.ipynb #fdebdc91
 import ctypes
 import json
+import math
 import signal
 import sys
 import tempfile
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -26,7 +28,7 @@ from tqdm import tqdm
 
 from ..config import TrainConfig, stream
 from .checkpoint import load_checkpoint, save_checkpoint, write_atomically
-from .losses import Loss
+from .losses import Loss, StepContext
 from .optimisers import make_optimizers, set_rates
 from .parallel import autocast, current_group, full, gathered, shard
 from .schedules import lr_factor
@@ -35,32 +37,58 @@ from ..model.trunk import use
 # %% ../../nbs/3_learn/08_loop.ipynb #7b2fe5ac
 def keep_memory() -> None:
     "Keep freed memory for the next step instead of handing it back (glibc; elsewhere nothing changes)."
-    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"): return
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return
     libc.mallopt(-1, -1)      # M_TRIM_THRESHOLD: hand nothing back
     libc.mallopt(-3, 2**30)   # M_MMAP_THRESHOLD: arrays below 1 GiB come from what is kept
 
 # %% ../../nbs/3_learn/08_loop.ipynb #55d20a7f
 @contextmanager
 def termination() -> Iterator[Callable[[], bool]]:
-    "Hold SIGTERM back; what is yielded says whether it came."
+    "Hold SIGTERM back; yields a function that says whether it came."
     came = threading.Event()
-    if threading.current_thread() is not threading.main_thread(): yield came.is_set; return   # only the main thread may set handlers
+    if threading.current_thread() is not threading.main_thread():   # only the main thread may set handlers
+        yield came.is_set
+        return
     before = signal.signal(signal.SIGTERM, lambda *_: came.set())
-    try: yield came.is_set
-    finally: signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 # %% ../../nbs/3_learn/08_loop.ipynb #fc503915
 class TrainingLog:
     "Rows of means over `log_every` steps, kept in a CSV that survives a crash."
-    def __init__(self, path: Path | str, rows: list[dict] | None = None):
-        self.path, self.rows, self.window = Path(path), rows or [], []
+
+    def __init__(self,
+        path: Path | str,
+        rows: list[dict] | None = None,     # of a run that goes on
+        window: list[dict] | None = None,   # values of the steps since the last row
+    ):
+        self.path = Path(path)
+        self.rows = rows or []
+        self.window = window or []
+
+    def add(self, values: dict[str, float]) -> None:
+        "Add the values of a step to the window."
+        self.window.append(values)
 
     def write(self, **row) -> None:
-        "Add a row made of the window's means and `row`."
-        if self.window: row = {**row, **pd.DataFrame(self.window).mean().to_dict()}
+        "Add a row made of `row` and the window's means, and empty the window."
+        if self.window:
+            means = pd.DataFrame(self.window).mean()
+            row = {**row, **means.to_dict()}
         self.window = []
         self.rows.append(row)
-        if current_group().main: write_atomically(self.path, lambda path: self.table().to_csv(path, index=False, float_format="%.6g"))
+        if current_group().main:
+            write_atomically(self.path, self._write_csv)
+
+    def _write_csv(self, path: Path) -> None:
+        "Write all rows to a file."
+        self.table().to_csv(path, index=False, float_format="%.6g")
 
     def table(self) -> pd.DataFrame:
         "All rows; training and evaluation columns are empty where they do not apply."
@@ -69,147 +97,324 @@ class TrainingLog:
 # %% ../../nbs/3_learn/08_loop.ipynb #e965c00f
 class Clock:
     "Seconds of a run, stops included, and tokens per second between two readings."
-    def __init__(self, seconds: float):   # of the run so far
-        self.began, self.mark, self.tokens = time.monotonic() - seconds, time.monotonic(), 0
 
-    def count(self, tokens: int) -> None: self.tokens += tokens
+    def __init__(self, seconds: float):   # of the run so far
+        now = time.monotonic()
+        self.began = now - seconds
+        self.mark = now
+        self.tokens = 0
+
+    def count(self, tokens: int) -> None:
+        "Count the tokens of a step."
+        self.tokens += tokens
 
     @property
-    def seconds(self) -> float: return time.monotonic() - self.began
+    def seconds(self) -> float:
+        "Seconds of the run so far."
+        return time.monotonic() - self.began
 
     def read(self) -> dict[str, float]:
-        "Throughput since the last reading."
-        now, span, tokens = time.monotonic(), time.monotonic() - self.mark, self.tokens
-        self.mark, self.tokens = now, 0
-        return {"tokens_per_second": tokens / span, "seconds": now - self.began}
+        "Compute the throughput since the last reading."
+        now = time.monotonic()
+        rate = self.tokens / (now - self.mark)
+        self.mark = now
+        self.tokens = 0
+        return {"tokens_per_second": rate, "seconds": now - self.began}
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        "What is done here is no part of the throughput."
+        "Leave what happens inside out of the throughput."
         began = time.monotonic()
-        try: yield
-        finally: self.mark += time.monotonic() - began
+        try:
+            yield
+        finally:
+            self.mark += time.monotonic() - began
 
 # %% ../../nbs/3_learn/08_loop.ipynb #0102e972
 class Pace:
     "Where a step stands in the schedules, and when the training is over."
+
     def __init__(self,
         config: TrainConfig,
         clock: Clock,
         until: int | None = None,   # step after which the run stops, to be resumed
     ):
         if config.seconds is not None and current_group().world > 1:
-            raise ValueError(f"seconds={config.seconds}: clocks of several processes differ, so a training by time takes one process")
-        self.config, self.clock = config, clock
-        self.total = config.steps if config.seconds is None else None   # steps of the whole training, if that is known
+            raise ValueError(
+                f"seconds={config.seconds}: clocks of several processes differ, "
+                "so a training by time takes one process")
+        self.config = config
+        self.clock = clock
+        self.total = config.steps if config.seconds is None else None   # steps of the whole training, if known
         self.last = until or self.total or 10**9
 
     def place(self, step: int) -> int:   # 0 .. steps-1
-        "The step itself or, in a training by time, the step of the schedules that its time stands for."
+        "Find a step's place in the schedules: the step itself or, in a training by time, what its time stands for."
         config = self.config
-        if config.seconds is None or step < config.warmup: return step
+        if config.seconds is None or step < config.warmup:
+            return step
         passed = int(self.clock.seconds / config.seconds * config.steps)
         return min(max(passed, config.warmup), config.steps - 1)
 
     def over(self, done: int) -> bool:   # steps so far
         "Whether the whole training is done."
-        return done == self.total if self.total else self.clock.seconds >= self.config.seconds
+        if self.total:
+            return done == self.total
+        return self.clock.seconds >= self.config.seconds
 
 # %% ../../nbs/3_learn/08_loop.ipynb #e950b197
 class Objective(nn.Module):
     "A model with its loss as `forward`: the whole pass is one call, around which shards are gathered."
+
     def __init__(self, model: nn.Module, loss_fn: Callable[..., Loss]):
         super().__init__()
-        self.model, self.loss_fn = model, loss_fn
+        self.model = model
+        self.loss_fn = loss_fn
 
-    def forward(self, ids: Int[Tensor, "b l"], valid: Bool[Tensor, "b l"], generator: torch.Generator, rows: slice) -> Loss:
-        return self.loss_fn(self.model, ids, valid, generator, rows)
+    def forward(self,
+        ids: Int[Tensor, "b l"],
+        valid: Bool[Tensor, "b l"],
+        generator: torch.Generator,
+        rows: slice,
+        context: StepContext,
+    ) -> Loss:
+        "Compute the loss of some rows of a batch."
+        return self.loss_fn(self.model, ids, valid, generator, rows, context)
+
+# %% ../../nbs/3_learn/08_loop.ipynb #9ef7e189
+def _backward(
+    objective: Objective,
+    ids: Int[Tensor, "b l"],
+    config: TrainConfig,
+    place: tuple,          # of the random stream: seed, label, step
+    pad_id: int,
+    context: StepContext,
+) -> dict[str, Tensor]:
+    "Sum up the gradients of this process's passes; returns the sums of `loss` and its parts."
+    group = current_group()
+    device = ids.device
+    valid = ids != pad_id
+    sums = {}
+    for rows in group.parts(len(ids), config.accumulate):
+        with autocast(device.type, config.precision):
+            loss = objective(ids, valid, stream(*place, device=str(device)), rows, context)
+        total = loss.total * group.world if group.world > 1 else loss.total
+        total.backward()
+        values = {"loss": loss.total.detach(), **loss.parts}
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0) + value.float()
+    return sums
+
+# %% ../../nbs/3_learn/08_loop.ipynb #c2314e54
+def _require_finite(values: dict[str, float], place: tuple) -> None:
+    "Raise `FloatingPointError` if loss or gradient norm is not finite."
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(values[name]):
+            raise FloatingPointError(
+                f"{name} is {values[name]} at step {place[-1]}, stream {place}; "
+                f"weights are as before this step: {values}")
 
 # %% ../../nbs/3_learn/08_loop.ipynb #c2f98ec8
-def train_step(objective: Objective, ids: Int[Tensor, "b l"], optimizers: list, config: TrainConfig, place: tuple, pad_id: int) -> dict[str, float]:
-    "One update by a whole batch; raises `FloatingPointError` before it if loss or gradient is not finite."
-    group, valid, parts = current_group(), ids != pad_id, {}
-    for rows in group.parts(len(ids), config.accumulate):
-        with autocast(ids.device.type, config.precision):
-            loss: Loss = objective(ids, valid, stream(*place, device=str(ids.device)), rows)
-        (loss.total * group.world if group.world > 1 else loss.total).backward()   # gradients are averaged over processes, parts of a batch add up
-        for name, value in {"loss": loss.total.detach(), **loss.parts}.items(): parts[name] = parts.get(name, 0) + value.float()
-    norm = full(nn.utils.clip_grad_norm_([p for p in objective.parameters() if p.grad is not None], config.clip))
-    found = dict(zip(parts, group.total(torch.stack(list(parts.values()))).tolist()))
-    values = {"loss": found.pop("loss"), "grad_norm": norm.item(), **found}
-    bad = [k for k in ("loss", "grad_norm") if not torch.isfinite(torch.tensor(values[k]))]
-    if bad: raise FloatingPointError(f"{bad[0]} is {values[bad[0]]} at step {place[-1]}, stream {place}; weights are as before this step: {values}")
-    for optimizer in optimizers: optimizer.step()
-    for optimizer in optimizers: optimizer.zero_grad(set_to_none=True)
-    for module in objective.modules():
-        if hasattr(module, "settle"): module.settle(group.gather)   # what a module learns without gradients
+def train_step(
+    objective: Objective,
+    ids: Int[Tensor, "b l"],
+    optimizers: list[torch.optim.Optimizer],
+    config: TrainConfig,
+    place: tuple,          # of the random stream: seed, label, step
+    pad_id: int,
+    context: StepContext,
+) -> dict[str, float]:     # loss, gradient norm and parts of the loss
+    "Update once by a whole batch; raises `FloatingPointError` before it if loss or gradient is not finite."
+    sums = _backward(objective, ids, config, place, pad_id, context)
+    learning = [p for p in objective.parameters() if p.grad is not None]
+    norm = full(nn.utils.clip_grad_norm_(learning, config.clip))
+    totals = current_group().total(torch.stack(list(sums.values()))).tolist()
+    parts = dict(zip(sums, totals))
+    values = {"loss": parts.pop("loss"), "grad_norm": norm.item(), **parts}
+    _require_finite(values, place)
+    for optimizer in optimizers:
+        optimizer.step()
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
     return values
 
 # %% ../../nbs/3_learn/08_loop.ipynb #4bc16451
 @contextmanager
 def recorded(scratch: Path, step: int, seed: int, ids: Int[Tensor, "b l"]) -> Iterator[None]:
     "If values are not finite in what follows, write down batch, seed and values, and say where."
-    try: yield
+    try:
+        yield
     except FloatingPointError as error:
-        path, found = scratch / f"not-finite-{step:07d}.json", json.dumps({"step": step, "seed": seed, "error": str(error), "ids": ids.tolist()})
-        write_atomically(path, lambda place: place.write_text(found))
+        path = scratch / f"not-finite-{step:07d}.json"
+        record = json.dumps({"step": step, "seed": seed, "error": str(error), "ids": ids.tolist()})
+        write_atomically(path, lambda temporary: temporary.write_text(record))
         raise FloatingPointError(f"{error}; the batch is in {path}") from None
 
 # %% ../../nbs/3_learn/08_loop.ipynb #096ec83b
 def resumed(scratch: Path, model: nn.Module, optimizers: list) -> tuple[dict, TrainingLog]:
-    "State and log of a stopped run, or those of a new one."
-    state = load_checkpoint(scratch, model, optimizers) or {"step": 0, "rows": [], "window": [], "seconds": 0.0}
-    log = TrainingLog(Path(scratch) / "log.csv", state["rows"])
-    log.window = state["window"]
+    "Load state and log of a stopped run, or make those of a new one."
+    state = load_checkpoint(scratch, model, optimizers)
+    if state is None:
+        state = {"step": 0, "rows": [], "window": [], "seconds": 0.0}
+    log = TrainingLog(Path(scratch) / "log.csv", state["rows"], state["window"])
     return state, log
 
 # %% ../../nbs/3_learn/08_loop.ipynb #7a6fcad9
 @contextmanager
 def scratch_or_temporary(folder: Path | None) -> Iterator[Path]:
-    "The folder itself, or one that is dropped afterwards."
+    "Use the folder, or a temporary one that is dropped afterwards."
     if folder is not None:
         yield Path(folder)
         return
-    with tempfile.TemporaryDirectory() as dropped: yield Path(dropped)
+    with tempfile.TemporaryDirectory() as temporary:
+        yield Path(temporary)
+
+# %% ../../nbs/3_learn/08_loop.ipynb #73253e89
+class Hooks(NamedTuple):
+    "What a stage adds to the loop."
+    rates: Callable[[int], dict[str, float]]     # step -> multiplier of each part's learning rate; 0 freezes it
+    context_at: Callable[[int], StepContext]     # step -> what the loss is told of it
+    after_step: Callable[[Callable], None] | None = None         # called with `Group.gather` after each update
+    on_eval: Callable[..., dict[str, float]] | None = None       # (model, steps done, context) -> columns for the log
+
+# %% ../../nbs/3_learn/08_loop.ipynb #02921bac
+class _Run:
+    "A training at work: model, optimisers, log, clock and pace."
+
+    def __init__(self,
+        objective: Objective,
+        config: TrainConfig,
+        scratch: Path,          # folder of resume checkpoints and log.csv
+        seed: int,
+        label: str,             # name of the random stream and of the progress bar
+        until: int | None,
+    ):
+        self.config = config
+        self.scratch = scratch
+        self.seed = seed
+        self.label = label
+        self.group = current_group()
+        self.model = objective.model
+        self.objective = shard(objective, self.group, config.precision)
+        self.optimizers = make_optimizers(self.model, config)
+        self.device = next(self.model.parameters()).device
+        state, self.log = resumed(scratch, self.model, self.optimizers)
+        self.first = state["step"]
+        self.clock = Clock(state["seconds"])
+        self.pace = Pace(config, self.clock, until)
+
+    def steps(self) -> tqdm:
+        "Make the iterator over the steps that are left, with a progress bar."
+        self.bar = tqdm(
+            range(self.first, self.pace.last),
+            initial=self.first,
+            total=self.pace.total,
+            desc=self.label,
+            unit="step",
+            mininterval=2,
+            disable=not self.group.main,
+        )
+        return self.bar
+
+    def begin(self, step: int, hooks: Hooks) -> StepContext:
+        "Freeze or thaw parts of the model, set all learning rates, and make the step's context."
+        place = self.pace.place(step)
+        rates = hooks.rates(place)
+        for part, rate in rates.items():
+            getattr(self.model, part).requires_grad_(rate > 0)
+        self.factor = lr_factor(place, self.config)
+        set_rates(self.optimizers, self.factor, rates)
+        return hooks.context_at(place)
+
+    def update(self, step: int, ids: Int[Tensor, "b l"], pad_id: int, context: StepContext) -> None:
+        "Train on a batch."
+        place = (self.seed, self.label, step)
+        with recorded(self.scratch, step, self.seed, ids):
+            values = train_step(self.objective, ids, self.optimizers, self.config, place, pad_id, context)
+        self.log.add(values)
+        self.clock.count(ids.numel())
+
+    def write_log(self, done: int) -> None:
+        "Write the means since the last row."
+        loss = self.log.window[-1]["loss"]
+        self.bar.set_postfix(loss=f"{loss:.3f}")
+        lr = self.config.lr * self.factor
+        self.log.write(step=done, lr=lr, **self.clock.read())
+
+    def evaluate(self, on_eval: Callable[..., dict[str, float]], done: int, context: StepContext) -> None:
+        "Write a row of evaluations."
+        seconds = self.clock.seconds
+        weights = gathered(self.objective, self.config.precision)
+        with torch.no_grad(), weights, self.clock.paused():
+            columns = on_eval(self.model, done, context)
+            self.log.write(step=done, seconds=seconds, **columns)
+
+    def save(self, done: int) -> None:
+        "Write a checkpoint."
+        state = {
+            "rows": self.log.rows,
+            "window": self.log.window,
+            "seconds": self.clock.seconds,
+            "seed": self.seed,
+        }
+        save_checkpoint(self.scratch, done, self.model, self.optimizers, state, self.config.keep_latest)
+
+    def in_any_process(self, flag: bool) -> bool:
+        "Whether a flag is set in at least one process."
+        count = torch.tensor(float(flag), device=self.device)
+        return self.group.total(count).item() > 0
+
+# %% ../../nbs/3_learn/08_loop.ipynb #b6ebb622
+def _loop(
+    run: _Run,
+    batches,                          # batches[step] -> ids (b, l)
+    hooks: Hooks,
+    pad_id: int,
+    terminated: Callable[[], bool],   # whether SIGTERM came
+) -> None:
+    "Train step by step until the run is over or is told to stop."
+    config = run.config
+    for step in run.steps():
+        context = run.begin(step, hooks)
+        ids = batches[step].to(run.device)
+        run.update(step, ids, pad_id, context)
+        if hooks.after_step:
+            hooks.after_step(run.group.gather)
+        done = step + 1
+        over = run.pace.over(done)
+        if over or done % config.log_every == 0:
+            run.write_log(done)
+        if hooks.on_eval and (over or done % config.eval_every == 0):
+            run.evaluate(hooks.on_eval, done, context)
+        stopping = run.in_any_process(terminated())
+        if over or stopping or done == run.pace.last or done % config.save_every == 0:
+            run.save(done)
+        if stopping:
+            raise SystemExit(143)   # 128 + SIGTERM
+        if over:
+            return
 
 # %% ../../nbs/3_learn/08_loop.ipynb #182ababf
 def fit(
     model: nn.Module,
-    loss_fn: Callable[..., Loss],             # (model, ids, valid, generator, rows) -> Loss of these rows of the batch
-    batches,                                  # batches[step] -> ids (b, l)
+    loss_fn: Callable[..., Loss],     # (model, ids, valid, generator, rows, context) -> Loss of these rows
+    batches,                          # batches[step] -> ids (b, l)
     config: TrainConfig,
-    scratch: Path | None,                     # folder of resume checkpoints and log.csv; None: nothing is kept
+    scratch: Path | None,             # folder of resume checkpoints and log.csv; None: nothing is kept
     seed: int,
-    rates: Callable[[int], dict[str, float]] = lambda step: {}, # step -> multiplier of each part's rate; 0 freezes it
-    on_eval: Callable[[nn.Module, int], dict[str, float]] | None = None,
-    pad_id: int = 0, label: str = "train",
-    until: int | None = None,                 # stop after this step (to be resumed), default config.steps
-    at_step: Callable[[int], None] = lambda step: None,         # called before each step, for what else depends on it
-) -> pd.DataFrame:                            # the log
+    rates: Callable[[int], dict] = lambda step: {},           # see `Hooks`
+    on_eval: Callable[..., dict] | None = None,               # see `Hooks`
+    pad_id: int = 0,
+    label: str = "train",             # name of the random stream and of the progress bar
+    until: int | None = None,         # stop after this step (to be resumed), default config.steps
+    context_at: Callable[[int], StepContext] = StepContext,   # see `Hooks`
+    after_step: Callable[[Callable], None] | None = None,     # see `Hooks`
+) -> pd.DataFrame:                    # the log
     "Train, or go on where a stopped run left off; the result is the same. SIGTERM: save and raise `SystemExit(143)`."
-    with scratch_or_temporary(scratch) as scratch, termination() as asked:
-        keep_memory(); use(model, compiled=config.compiled, recompute=config.recompute)
-        objective = shard(Objective(model, loss_fn), group := current_group(), config.precision)
-        optimizers, device = make_optimizers(model, config), next(model.parameters()).device
-        state, log = resumed(scratch, model, optimizers)
-        pace = Pace(config, clock := Clock(state["seconds"]), until)
-        bar = tqdm(range(state["step"], pace.last), initial=state["step"], total=pace.total, desc=label, unit="step", mininterval=2, disable=not group.main)
-        for step in bar:
-            place, done, ids = pace.place(step), step + 1, batches[step].to(device)
-            at_step(place)
-            for part, rate in rates(place).items(): getattr(model, part).requires_grad_(rate > 0)
-            set_rates(optimizers, factor := lr_factor(place, config), rates(place))
-            with recorded(scratch, step, seed, ids): log.window.append(train_step(objective, ids, optimizers, config, (seed, label, step), pad_id))
-            clock.count(ids.numel())
-            over = pace.over(done)
-            if done % config.log_every == 0 or over:
-                bar.set_postfix(loss=f"{log.window[-1]['loss']:.3f}")
-                log.write(step=done, lr=config.lr * factor, **clock.read())
-            if on_eval and (done % config.eval_every == 0 or over):
-                with torch.no_grad(), gathered(objective, config.precision), clock.paused(): log.write(step=done, seconds=clock.seconds, **on_eval(model, done))
-            stopping = group.total(torch.tensor(float(asked()), device=device)) > 0
-            if done % config.save_every == 0 or done == pace.last or over or stopping:
-                save_checkpoint(scratch, done, model, optimizers, {"rows": log.rows, "window": log.window, "seconds": clock.seconds, "seed": seed}, config.keep_latest)
-            if stopping: raise SystemExit(143)   # 128 + SIGTERM
-            if over: break
-        return log.table()
+    hooks = Hooks(rates, context_at, after_step, on_eval)
+    with scratch_or_temporary(scratch) as folder, termination() as terminated:
+        keep_memory()
+        use(model, compiled=config.compiled, recompute=config.recompute)
+        run = _Run(Objective(model, loss_fn), config, folder, seed, label, until)
+        _loop(run, batches, hooks, pad_id, terminated)
+        return run.log.table()

@@ -25,20 +25,21 @@ class PathSample(NamedTuple):
 def interpolate(
     z0: Float[Tensor, "b n d"],  # data
     z1: Float[Tensor, "b n d"],  # noise
-    t: Float[Tensor, "b m"],     # time of each group of n/m latents
+    t: Float[Tensor, "b m"],     # one time for each group of n/m latents
 ) -> PathSample:
-    "z_t = (1-t) z0 + t z1 and its velocity z1 - z0 (A.31-32)."
-    at = t.repeat_interleave(z0.shape[1] // t.shape[1], dim=1)[..., None]
-    return PathSample(torch.lerp(z0, z1, at), z1 - z0)
+    "Compute z_t = (1-t) z0 + t z1 and its velocity z1 - z0 (A.31-32)."
+    group_size = z0.shape[1] // t.shape[1]
+    t_latent = t.repeat_interleave(group_size, dim=1)[..., None]  # (b, n, 1)
+    return PathSample(torch.lerp(z0, z1, t_latent), z1 - z0)
 
 # %% ../../nbs/3_learn/01_path.ipynb #0bcf1f43
 def path_logsnr(t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    "logSNR of the linear path, 2 log((1-t)/t)."
+    "Compute the logSNR of the linear path, 2 log((1-t)/t)."
     return 2 * ((1 - t) / t).log()
 
 # %% ../../nbs/3_learn/01_path.ipynb #35ddff12
 def time_of_logsnr(logsnr: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    "Time at which the linear path has this logSNR."
+    "Compute the time at which the linear path has this logSNR."
     return torch.sigmoid(-logsnr / 2)
 
 # %% ../../nbs/3_learn/01_path.ipynb #1bf36351
@@ -47,12 +48,17 @@ def sample_time(
     shape: tuple[int, ...],                # (b, m): one time per group of latents
     generator: torch.Generator,
 ) -> Float[Tensor, "b m"]:
-    "Times in (0, 1) drawn from the schedule."
-    count, device = math.prod(shape), generator.device
-    u = torch.rand(count, generator=generator, device=device)
-    if config.stratified: u = (torch.randperm(count, generator=generator, device=device) + u) / count
-    u = u.clamp(1e-6, 1 - 1e-6).reshape(shape)
-    return u if config.schedule == "uniform" else torch.sigmoid(config.loc + config.scale * torch.special.ndtri(u))
+    "Draw times in (0, 1) from the training schedule (H.9)."
+    count = math.prod(shape)
+    u = torch.rand(count, generator=generator, device=generator.device)
+    if config.stratified:
+        stratum = torch.randperm(count, generator=generator, device=generator.device)
+        u = (stratum + u) / count
+    u = u.clamp(1e-6, 1 - 1e-6).reshape(shape)   # the normal quantiles of 0 and 1 are infinite
+    if config.schedule == "uniform":
+        return u
+    normal = torch.special.ndtri(u)
+    return torch.sigmoid(config.loc + config.scale * normal)
 
 # %% ../../nbs/3_learn/01_path.ipynb #968aee78
 def clean_prefix(
@@ -60,10 +66,11 @@ def clean_prefix(
     blocks: tuple[int, int],       # (b, k)
     block_size: int,
     generator: torch.Generator,
-) -> Bool[Tensor, "b n"]:          # True where a latent stays clean; prefixes have 1..block_size-1 latents
-    "Choose blocks and the lengths of their clean prefixes."
+) -> Bool[Tensor, "b n"]:          # True where a latent stays clean
+    "Choose blocks and the lengths of their clean prefixes, 1 to block_size-1 latents."
     device = generator.device
     chosen = torch.rand(blocks, generator=generator, device=device) < share
-    length = torch.randint(1, max(block_size, 2), blocks, generator=generator, device=device) * chosen
-    length = length.clamp(max=block_size - 1)
-    return (torch.arange(block_size, device=device) < length[..., None]).flatten(1)
+    length = torch.randint(1, max(block_size, 2), blocks, generator=generator, device=device)
+    length = (length * chosen).clamp(max=block_size - 1)   # a block of one latent has no prefix
+    position = torch.arange(block_size, device=device)
+    return (position < length[..., None]).flatten(1)

@@ -22,19 +22,29 @@ def write_weights(folder: Path, parts: dict[str, nn.Module]) -> None:  # file na
     "Write `<part>.safetensors` for each part."
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in parts.items():
-        tensors = tensors_of(part)        # of all processes
-        if current_group().main: save_file(tensors, folder / f"{name}.safetensors")
+        tensors = tensors_of(part)        # from the shards of all processes
+        if current_group().main:
+            save_file(tensors, folder / f"{name}.safetensors")
 
 # %% ../../nbs/3_learn/09_saving.ipynb #564b0f5a
-def write_folder(folder: Path | str, parts: dict[str, nn.Module], run: RunConfig, tokenizer: Tokenizer) -> None:  # parts: file name -> module
+def write_folder(
+    folder: Path | str,
+    parts: dict[str, nn.Module],   # file name -> module
+    run: RunConfig,
+    tokenizer: Tokenizer,
+) -> None:
     "Write `<part>.safetensors` for each part, the tokenizer and the configuration."
     folder = Path(folder)
     write_weights(folder, parts)
-    if not current_group().main: return
+    if not current_group().main:
+        return
     tokenizer.save(folder / "tokenizer.json")
     (folder / "run.json").write_text(run.model_dump_json(indent=1))
 
 # %% ../../nbs/3_learn/09_saving.ipynb #b93fa06f
 def save_model(folder: Path | str, model: ColaDLM, run: RunConfig, tokenizer: Tokenizer) -> None:
-    "Write a model folder."
-    write_folder(folder, {"vae": model.vae} | ({"dit": model.dit} if model.dit is not None else {}), run, tokenizer)
+    "Write the folder of a Cola DLM."
+    parts = {"vae": model.vae}
+    if model.dit is not None:
+        parts["dit"] = model.dit
+    write_folder(folder, parts, run, tokenizer)

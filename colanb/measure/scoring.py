@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['Rule', 'WHOLE_LETTER', 'KEYWORD_LETTER', 'BRACKET_LETTER', 'LEADING_PHRASE', 'ANSWER_SEGMENT', 'cut', 'normalise',
            'similarity', 'letter_by_form', 'letter_by_text', 'answer_segment', 'option_letter', 'first_word',
-           'release_verdict', 'best_options', 'paper_verdict', 'score', 'Outcome', 'TaskScore', 'score_pairs',
-           'evaluate', 'average', 'join', 'score_file', 'score_parser', 'score_main']
+           'release_verdict', 'best_options', 'paper_verdict', 'score', 'Outcome', 'TaskScore', 'mean_if_known',
+           'score_pairs', 'evaluate', 'average', 'join', 'score_file', 'score_parser', 'score_main']
 
 # %% ../../nbs/6_measure/03_scoring.ipynb #78da4504
 import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import SequenceMatcher
 from pathlib import Path
 from string import ascii_uppercase
@@ -34,11 +34,16 @@ def cut(
     rule: Rule = "release", # whose rule
 ) -> str:
     "Keep what counts as the answer; None is empty."
-    if rule not in ("release", "paper"): raise ValueError(f"rule must be 'release' or 'paper', got {rule!r}")
+    if rule not in ("release", "paper"):
+        raise ValueError(f"rule must be 'release' or 'paper', got {rule!r}")
     text = text or ""
-    word = re.search(r"\w", text) if rule == "release" else None
-    if rule == "release" and word is None: return text
-    end = text.find("\n", word.start() if word else 0)
+    start = 0
+    if rule == "release":
+        word = re.search(r"\w", text)
+        if word is None:
+            return text
+        start = word.start()
+    end = text.find("\n", start)
     return text if end < 0 else text[:end]
 
 # %% ../../nbs/6_measure/03_scoring.ipynb #908bee29
@@ -46,7 +51,9 @@ def normalise(
     text: str | None, # any text
 ) -> str:
     "Return the normal form N: lower case, no punctuation, single blanks."
-    return " ".join(re.sub(r"[^\w\s]", "", str("" if text is None else text).lower().strip()).split())
+    text = "" if text is None else str(text)
+    words = re.sub(r"[^\w\s]", "", text.lower().strip()).split()
+    return " ".join(words)
 
 # %% ../../nbs/6_measure/03_scoring.ipynb #48573036
 def similarity(
@@ -54,12 +61,20 @@ def similarity(
     b: str | None, # what it is compared with
 ) -> float:        # in [0, 1]; 1 exactly if the normal forms are equal
     "Return the matching share S of the two normal forms."
-    first, second = normalise(a), normalise(b)
+    first = normalise(a)
+    second = normalise(b)
     return 1.0 if first == second else SequenceMatcher(None, first, second).ratio()
 
 # %% ../../nbs/6_measure/03_scoring.ipynb #1e3149b8
 WHOLE_LETTER = re.compile(r"[(\[]?\s*([A-Za-z])\s*[)\]]?\s*\.?")
-KEYWORD_LETTER = re.compile(r"\b(?i:final\s+answer|answer|option|choice)\b\s*(?:(?i:is)\b|[=:：])?\s*[(\[]?\s*([A-Za-z])\s*[)\]]?(?=\s|$|[.,;:!?])")
+
+KEYWORD_LETTER = re.compile(r"""
+    \b(?i:final\s+answer|answer|option|choice)\b   # the keyword
+    \s*(?:(?i:is)\b|[=:：])?\s*                     # perhaps "is", an equals sign or a colon
+    [(\[]?\s*([A-Za-z])\s*[)\]]?                   # the letter, perhaps in brackets
+    (?=\s|$|[.,;:!?])                              # not the beginning of a word
+    """, re.VERBOSE)
+
 BRACKET_LETTER = re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]")
 
 # %% ../../nbs/6_measure/03_scoring.ipynb #05451300
@@ -70,12 +85,19 @@ def letter_by_form(
     "Find an option letter by the form of the text."
     text = text.strip()
     whole = WHOLE_LETTER.fullmatch(text)
-    forms = [[whole[1]] if whole else [], KEYWORD_LETTER.findall(text), BRACKET_LETTER.findall(text) if len(text) <= 40 else []]
-    letters = (found[-1].upper() for found in forms if found)
-    return next((letter for letter in letters if letter in ascii_uppercase[:n]), "")
+    whole_letters = [whole[1]] if whole else []
+    keyword_letters = KEYWORD_LETTER.findall(text)
+    bracket_letters = BRACKET_LETTER.findall(text) if len(text) <= 40 else []
+    for letters in (whole_letters, keyword_letters, bracket_letters):
+        if letters and letters[-1].upper() in ascii_uppercase[:n]:
+            return letters[-1].upper()
+    return ""
 
 # %% ../../nbs/6_measure/03_scoring.ipynb #20efabb3
-LEADING_PHRASE = re.compile(r"\s*(?i:the\s+)?(?i:correct\s+)?(?i:final\s+)?\b(?i:answer|option|choice)\b\s*(?:(?i:is)\b|[=:：])?\s*")
+LEADING_PHRASE = re.compile(r"""
+    \s*(?i:the\s+)?(?i:correct\s+)?(?i:final\s+)?\b(?i:answer|option|choice)\b
+    \s*(?:(?i:is)\b|[=:：])?\s*
+    """, re.VERBOSE)
 
 # %% ../../nbs/6_measure/03_scoring.ipynb #43eb1f5f
 def letter_by_text(
@@ -83,13 +105,23 @@ def letter_by_text(
     choices: Sequence[str], # the options, at most 26
 ) -> str:                   # "A".."Z", or empty
     "Find the option that the text names."
-    clean, names = LEADING_PHRASE.sub("", text, count=1) if LEADING_PHRASE.match(text) else text, [normalise(c) for c in choices]
-    for written in (normalise(text), normalise(clean)):
-        if written in names: return ascii_uppercase[names.index(written)]
-    held = [letter for letter, name in zip(ascii_uppercase, names) if name and name in normalise(clean)]
-    if len(held) == 1: return held[0]
-    ratios = [similarity(clean, choice) for choice in choices]
-    return ascii_uppercase[ratios.index(max(ratios))] if ratios and max(ratios) >= 0.9 else ""
+    names = [normalise(choice) for choice in choices]
+    phrase = LEADING_PHRASE.match(text)
+    bare_text = text[phrase.end():] if phrase else text
+
+    for written in (normalise(text), normalise(bare_text)):
+        if written in names:
+            return ascii_uppercase[names.index(written)]
+
+    written = normalise(bare_text)
+    contained = [letter for letter, name in zip(ascii_uppercase, names) if name and name in written]
+    if len(contained) == 1:
+        return contained[0]
+
+    ratios = [similarity(bare_text, choice) for choice in choices]
+    if ratios and max(ratios) >= 0.9:
+        return ascii_uppercase[ratios.index(max(ratios))]
+    return ""
 
 # %% ../../nbs/6_measure/03_scoring.ipynb #9121f6da
 ANSWER_SEGMENT = re.compile(r"\b(?i:final\s+answer|answer)\b\s*(?:(?i:is)\b|[=:：])?\s*(.+)")
@@ -99,8 +131,10 @@ def answer_segment(
     text: str, # what was written
 ) -> str:
     "Return what follows the word answer in the last line that has it, or else the whole text."
-    for line in reversed([line.strip() for line in text.split("\n")]):
-        if found := ANSWER_SEGMENT.search(line): return found[1].strip()
+    for line in reversed(text.split("\n")):
+        match = ANSWER_SEGMENT.search(line.strip())
+        if match:
+            return match[1].strip()
     return text.strip()
 
 # %% ../../nbs/6_measure/03_scoring.ipynb #0a0ba0a7
@@ -111,17 +145,22 @@ def option_letter(
 ) -> str:                    # "A".."Z", or empty
     "Find the option that a text stands for, as the release does."
     choices = list(choices)[:len(ascii_uppercase)]
-    if not choices: return ""
+    if not choices:
+        return ""
     candidates = [answer_segment(text), text] if segment else [text]
-    letters = (letter for t in candidates for letter in (letter_by_form(t, len(choices)), letter_by_text(t, choices)))
-    return next((letter for letter in letters if letter), "")
+    for candidate in candidates:
+        letter = letter_by_form(candidate, len(choices)) or letter_by_text(candidate, choices)
+        if letter:
+            return letter
+    return ""
 
 # %% ../../nbs/6_measure/03_scoring.ipynb #82e4f40a
 def first_word(
     text: str | None, # any text
 ) -> str:
     "Return the first word of the normal form; empty if there is none."
-    return (normalise(text).split() or [""])[0]
+    words = normalise(text).split()
+    return words[0] if words else ""
 
 # %% ../../nbs/6_measure/03_scoring.ipynb #28b6e282
 def release_verdict(
@@ -131,10 +170,13 @@ def release_verdict(
 ) -> bool:
     "Judge as the released scorer does."
     verdict = task_format(task).verdict
-    if verdict == "first_word": return first_word(text) == first_word(item.answer)
+    if verdict == "first_word":
+        return first_word(text) == first_word(item.answer)
     if verdict == "letter":
-        written = option_letter(text, item.choices or [], segment=True)
-        if written and written == option_letter(item.answer, item.choices or [], segment=False): return True
+        choices = item.choices or []
+        written = option_letter(text, choices, segment=True)
+        if written and written == option_letter(item.answer, choices, segment=False):
+            return True
     return similarity(text, item.answer) >= 1
 
 # %% ../../nbs/6_measure/03_scoring.ipynb #79b76af9
@@ -143,9 +185,11 @@ def best_options(
     choices: Sequence[str], # the options
 ) -> set[str]:              # normal forms; empty if nothing matches, several at a tie
     "Return the options that match the text best."
+    if not normalise(text):
+        return set()
     matches = {name: similarity(text, name) for name in map(normalise, choices)}
     best = max(matches.values(), default=0.0)
-    return {name for name, match in matches.items() if match == best and best > 0 and normalise(text)}
+    return {name for name, match in matches.items() if match == best and best > 0}
 
 # %% ../../nbs/6_measure/03_scoring.ipynb #4902cd1d
 def paper_verdict(
@@ -154,10 +198,13 @@ def paper_verdict(
     task: str,  # a key of `TASKS`
 ) -> bool:
     "Judge by the best-matching option; `ValueError` if the item lacks options or the answer is none of them."
-    form = task_format(task)
-    if form.verdict == "first_word": return first_word(text) == first_word(item.answer)
-    if not form.choices: return similarity(text, item.answer) >= 1
-    if not item.choices: raise ValueError(f"item {item.id!r}: the paper's rule for {task} needs choices")
+    task_form = task_format(task)
+    if task_form.verdict == "first_word":
+        return first_word(text) == first_word(item.answer)
+    if not task_form.choices:
+        return similarity(text, item.answer) >= 1
+    if not item.choices:
+        raise ValueError(f"item {item.id!r}: the paper's rule for {task} needs choices")
     gold = normalise(item.answer)
     if gold not in map(normalise, item.choices):
         raise ValueError(f"item {item.id!r}: answer {item.answer!r} is none of the choices {item.choices}")
@@ -171,10 +218,13 @@ def score(
     rule: Rule = "release", # whose rule
 ) -> bool:
     "Judge one generation; `ValueError` for an unknown task or rule, or an item of another task."
-    item, text = Item.model_validate(item), cut(text, rule)
-    task_format(task)
-    if item.task in TASKS and item.task != task: raise ValueError(f"item {item.id!r} is of task {item.task}, not {task}")
-    return (release_verdict if rule == "release" else paper_verdict)(item, text, task)
+    item = Item.model_validate(item)
+    answer = cut(text, rule)
+    task_format(task)                # refuses an unknown task
+    if item.task in TASKS and item.task != task:
+        raise ValueError(f"item {item.id!r} is of task {item.task}, not {task}")
+    verdict = release_verdict if rule == "release" else paper_verdict
+    return verdict(item, answer, task)
 
 # %% ../../nbs/6_measure/03_scoring.ipynb #19002c08
 class Outcome(NamedTuple):
@@ -210,9 +260,16 @@ class TaskScore:
         return {name: value for name, value in asdict(self).items() if name != "outcomes"}
 
     def __str__(self) -> str:
-        bayes = "" if self.bayes is None else f", bayes {100 * self.bayes:.2f} %"
-        return (f"{self.task} ({self.rule} rule): accuracy {100 * self.accuracy:.2f} %, n {self.n}, 95 % Wilson interval "
-                f"{100 * self.low:.2f} to {100 * self.high:.2f} %, chance {100 * self.chance:.2f} %{bayes}")
+        text = f"{self.task} ({self.rule} rule): accuracy {100 * self.accuracy:.2f} %, n {self.n}, "
+        text += f"95 % Wilson interval {100 * self.low:.2f} to {100 * self.high:.2f} %, "
+        text += f"chance {100 * self.chance:.2f} %"
+        return text if self.bayes is None else f"{text}, bayes {100 * self.bayes:.2f} %"
+
+# %% ../../nbs/6_measure/03_scoring.ipynb #5d740eea
+def mean_if_known(values: Sequence[float | None]) -> float | None:
+    "Average the values; None if one of them is None."
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 # %% ../../nbs/6_measure/03_scoring.ipynb #ed8093c2
 def score_pairs(
@@ -222,13 +279,23 @@ def score_pairs(
 ) -> TaskScore:
     "Judge generations and sum up; `ValueError` if there are none."
     pairs = list(pairs)
-    if not pairs: raise ValueError(f"{task}: there is nothing to score")
-    outcomes = tuple(Outcome(item.id, cut(text, rule), score(item, text, task, rule)) for item, text in pairs)
-    share = wilson(sum(o.correct for o in outcomes), len(outcomes))
+    if not pairs:
+        raise ValueError(f"{task}: there is nothing to score")
+    outcomes = [Outcome(item.id, cut(text, rule), score(item, text, task, rule)) for item, text in pairs]
+    accuracy = wilson(sum(outcome.correct for outcome in outcomes), len(outcomes))
     chance = sum(1 / len(item.choices) if item.choices else 0.0 for item, _ in pairs) / len(pairs)
-    known = [item.bayes for item, _ in pairs if item.bayes is not None]
-    return TaskScore(task=task, rule=rule, accuracy=share.value, n=share.n, low=share.low, high=share.high, se=share.se,
-                     chance=chance, bayes=sum(known) / len(known) if len(known) == len(pairs) else None, outcomes=outcomes)
+    return TaskScore(
+        task=task,
+        rule=rule,
+        accuracy=accuracy.value,
+        n=accuracy.n,
+        low=accuracy.low,
+        high=accuracy.high,
+        se=accuracy.se,
+        chance=chance,
+        bayes=mean_if_known([item.bayes for item, _ in pairs]),
+        outcomes=tuple(outcomes),
+    )
 
 # %% ../../nbs/6_measure/03_scoring.ipynb #a5fecfff
 def evaluate(
@@ -240,30 +307,45 @@ def evaluate(
     progress: bool = True,                          # show a bar with items/s and time left
 ) -> TaskScore:
     "Ask all items and score the answers; `ValueError` if `generate` returns another number of texts than prompts."
-    if batch_size < 1: raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    task_format(task), cut("", rule)                # a wrong name must not cost a whole run
-    asked, written = [Item.model_validate(item) for item in items], []
-    with tqdm(total=len(asked), desc=task, unit="item", disable=not progress) as bar:
-        for start in range(0, len(asked), batch_size):
-            prompts = [item.full_prompt for item in asked[start:start + batch_size]]
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    task_format(task)                # a wrong name of task or rule must not cost a whole run
+    cut("", rule)
+    questions = [Item.model_validate(item) for item in items]
+    answers = []
+    with tqdm(total=len(questions), desc=task, unit="item", disable=not progress) as bar:
+        for start in range(0, len(questions), batch_size):
+            prompts = [item.full_prompt for item in questions[start:start + batch_size]]
             texts = list(generate(prompts))
-            if len(texts) != len(prompts): raise ValueError(f"generate returned {len(texts)} texts for {len(prompts)} prompts")
-            written += texts
+            if len(texts) != len(prompts):
+                raise ValueError(f"generate returned {len(texts)} texts for {len(prompts)} prompts")
+            answers += texts
             bar.update(len(prompts))
-    return score_pairs(zip(asked, written), task, rule)
+    return score_pairs(zip(questions, answers), task, rule)
 
 # %% ../../nbs/6_measure/03_scoring.ipynb #f50d5e19
 def average(
     scores: Sequence[TaskScore], # one per task, all by one rule
 ) -> TaskScore:                  # of task "average"; n is the sum
     "Average task scores with equal weights; `ValueError` if empty, if a task occurs twice, or if rules differ."
-    tasks, rules = [s.task for s in scores], {s.rule for s in scores}
+    tasks = [score.task for score in scores]
+    rules = {score.rule for score in scores}
     if not scores or len(rules) > 1 or len(set(tasks)) < len(tasks):
         raise ValueError(f"need one or more different tasks by one rule, got {tasks} by {sorted(rules)}")
-    mean, known = mean_of([s.estimate for s in scores]), [s.bayes for s in scores if s.bayes is not None]
-    return TaskScore(task="average", rule=scores[0].rule, accuracy=mean.value, n=mean.n, low=mean.low, high=mean.high, se=mean.se,
-                     chance=sum(s.chance for s in scores) / len(scores), bayes=sum(known) / len(known) if len(known) == len(scores) else None,
-                     rejected=sum(s.rejected for s in scores), unmatched=sum(s.unmatched for s in scores))
+    accuracy = mean_of([score.estimate for score in scores])
+    return TaskScore(
+        task="average",
+        rule=scores[0].rule,
+        accuracy=accuracy.value,
+        n=accuracy.n,
+        low=accuracy.low,
+        high=accuracy.high,
+        se=accuracy.se,
+        chance=sum(score.chance for score in scores) / len(scores),
+        bayes=mean_if_known([score.bayes for score in scores]),
+        rejected=sum(score.rejected for score in scores),
+        unmatched=sum(score.unmatched for score in scores),
+    )
 
 # %% ../../nbs/6_measure/03_scoring.ipynb #e3b77164
 def join(
@@ -272,12 +354,14 @@ def join(
     on_error: OnError = "strict",          # raise at a generation without item, or "skip" it
 ) -> tuple[list[tuple[Item, str | None]], int]: # pairs in the order of the items, and the number of ids without partner
     "Join items and generations by id; `ValueError` for generations without item."
-    by_id = {item.id for item in items}
-    strays = [g.id for g in generations if g.id not in by_id]
-    if strays and on_error == "strict": raise ValueError(f"{len(strays)} generations have an id that no item has, such as {strays[0]!r}")
-    written = {g.id: g.generate for g in generations}
-    pairs = [(item, written[item.id]) for item in items if item.id in written]
-    return pairs, len(strays) + len(items) - len(pairs)
+    item_ids = {item.id for item in items}
+    strays = [generation.id for generation in generations if generation.id not in item_ids]
+    if strays and on_error == "strict":
+        raise ValueError(f"{len(strays)} generations have an id that no item has, such as {strays[0]!r}")
+    texts = {generation.id: generation.generate for generation in generations}
+    pairs = [(item, texts[item.id]) for item in items if item.id in texts]
+    items_left = len(items) - len(pairs)
+    return pairs, len(strays) + items_left
 
 # %% ../../nbs/6_measure/03_scoring.ipynb #ca111629
 def score_file(
@@ -288,24 +372,47 @@ def score_file(
     on_error: OnError = "strict",      # raise at a malformed line, or "skip" it
     rejects: str | Path | None = None, # folder for skipped lines; default: beside each file
 ) -> TaskScore:
-    "Score stored generations; `ValueError` for malformed lines (file and line named) or files that do not belong together."
+    "Score stored generations; `ValueError` for malformed lines or files that do not belong together."
     folder = Path(rejects) if rejects else None
-    asked, bad_items = read_lines(items, Item, on_error, folder and folder / f"{task}.items.rejects.jsonl")
-    written, bad_lines = read_lines(generations, GenerationLine, on_error, folder and folder / f"{task}.generations.rejects.jsonl")
-    pairs, unmatched = join(asked, written, on_error)
-    if not pairs: raise ValueError(f"{items} and {generations} have no id in common")
-    scored = score_pairs(pairs, task, rule)
-    return TaskScore(**vars(scored) | {"rejected": bad_items + bad_lines, "unmatched": unmatched})
+    item_rejects = folder and folder / f"{task}.items.rejects.jsonl"
+    line_rejects = folder and folder / f"{task}.generations.rejects.jsonl"
+    questions, bad_items = read_lines(items, Item, on_error, item_rejects)
+    lines, bad_lines = read_lines(generations, GenerationLine, on_error, line_rejects)
+    pairs, unmatched = join(questions, lines, on_error)
+    if not pairs:
+        raise ValueError(f"{items} and {generations} have no id in common")
+    task_score = score_pairs(pairs, task, rule)
+    return replace(task_score, rejected=bad_items + bad_lines, unmatched=unmatched)
 
 # %% ../../nbs/6_measure/03_scoring.ipynb #c0bfee11
 def score_parser() -> CommandLine:
     "Describe the command line of `colanb-score`."
-    parser = CommandLine(prog="colanb-score", description="Score generations on a benchmark: accuracy, n and a 95 % Wilson interval.")
-    parser.add_argument("items", metavar="ITEMS.jsonl", help="one object per line: id, prompt, answer (or ground_truth), choices if there are any")
-    parser.add_argument("generations", metavar="GENERATIONS.jsonl", help="one object per line: id, generate (or text); joined with the items by id")
+    parser = CommandLine(
+        prog="colanb-score",
+        description="Score generations on a benchmark: accuracy, n and a 95 % Wilson interval.",
+    )
+    parser.add_argument(
+        "items",
+        metavar="ITEMS.jsonl",
+        help="one object per line: id, prompt, answer (or ground_truth), choices if there are any",
+    )
+    parser.add_argument(
+        "generations",
+        metavar="GENERATIONS.jsonl",
+        help="one object per line: id, generate (or text); joined with the items by id",
+    )
     parser.add_argument("--task", required=True, choices=TASKS, metavar="NAME", help=f"one of {', '.join(TASKS)}")
-    parser.add_argument("--rule", default="release", choices=("release", "paper"), help="the released scorer's rule (default) or the paper's")
-    parser.add_argument("--skip-bad", action="store_true", help="write malformed lines to a rejects file and count them, instead of stopping")
+    parser.add_argument(
+        "--rule",
+        default="release",
+        choices=("release", "paper"),
+        help="the released scorer's rule (default) or the paper's",
+    )
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="write malformed lines to a rejects file and count them, instead of stopping",
+    )
     parser.add_argument("--rejects", metavar="DIR", help="folder for the rejects files (default: beside each input)")
     parser.add_argument("--json", action="store_true", help="print one JSON object with unrounded shares")
     return parser
@@ -316,12 +423,18 @@ def score_main(
 ) -> int:                              # exit status
     "Run `colanb-score`."
     args = score_parser().parse_args(argv)
+    on_error = "skip" if args.skip_bad else "strict"
     try:
-        scored = score_file(args.items, args.generations, args.task, args.rule, "skip" if args.skip_bad else "strict", args.rejects)
+        task_score = score_file(args.items, args.generations, args.task, args.rule, on_error, args.rejects)
     except (ValueError, OSError) as error:
         print(f"colanb-score: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(scored.row()) if args.json else scored)
-    if scored.rejected: print(f"skipped {scored.rejected} malformed lines, see the rejects files (*.rejects.jsonl)", file=sys.stderr)
-    if scored.unmatched: print(f"left out {scored.unmatched} records without a partner of the same id", file=sys.stderr)
+    print(json.dumps(task_score.row()) if args.json else task_score)
+    if task_score.rejected:
+        print(
+            f"skipped {task_score.rejected} malformed lines, see the rejects files (*.rejects.jsonl)",
+            file=sys.stderr,
+        )
+    if task_score.unmatched:
+        print(f"left out {task_score.unmatched} records without a partner of the same id", file=sys.stderr)
     return 0

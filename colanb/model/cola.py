@@ -14,8 +14,9 @@ from .vae import Encoder, TextVAE
 
 # %% ../../nbs/2_model/09_cola.ipynb #86e68836
 def with_vocabulary(dit: DiTConfig, vae: VAEConfig) -> DiTConfig:
-    "The DiT's configuration with the VAE's vocabulary and patch size, if it predicts tokens."
-    if dit.output == "latent" and not dit.next_head: return dit
+    "Fill in the VAE's vocabulary and patch size if the DiT predicts tokens."
+    if dit.output == "latent" and not dit.next_head:
+        return dit
     return dit.replace(vocab_size=vae.vocab_size, tokens_per_latent=vae.patch_size)
 
 # %% ../../nbs/2_model/09_cola.ipynb #8556a1ec
@@ -23,10 +24,14 @@ class ColaDLM(nn.Module):
     "Text VAE, DiT, and the frozen reference encoder of stage 2."
     def __init__(self,
         vae: VAEConfig | TextVAE,
-        dit: DiTConfig | DiT | None = None,  # None in stage 1
-        reference: Encoder | None = None,    # frozen stage-1 encoder, for lambda_ref
+        dit: DiTConfig | DiT | None = None,   # None in stage 1
+        reference: Encoder | None = None,     # frozen stage-1 encoder, for lambda_ref
     ):
         super().__init__()
         self.vae = vae if isinstance(vae, TextVAE) else TextVAE(vae)
-        self.dit = DiT(with_vocabulary(dit, self.vae.config)) if isinstance(dit, DiTConfig) else dit
-        self.reference = reference.requires_grad_(False) if reference is not None else None
+        if isinstance(dit, DiTConfig):
+            dit = DiT(with_vocabulary(dit, self.vae.config))
+        self.dit = dit
+        if reference is not None:
+            reference.requires_grad_(False)
+        self.reference = reference

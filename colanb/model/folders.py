@@ -15,33 +15,57 @@ from .baselines import Baseline, make_baseline
 from .cola import ColaDLM
 from ..text.tokenizer import Tokenizer
 
+# %% ../../nbs/2_model/11_folders.ipynb #bdd1342a
+def _read_run(folder: Path) -> RunConfig:
+    "Read the configuration of a model folder."
+    text = (folder / "run.json").read_text()
+    return RunConfig.model_validate_json(text)
+
+def _read_tokenizer(folder: Path) -> Tokenizer:
+    return Tokenizer.load(folder / "tokenizer.json")
+
 # %% ../../nbs/2_model/11_folders.ipynb #88ae1637
 def load_model(
     folder: Path | str,
     device: str = "cpu",
-    ema: bool = False,      # the DiT's averaged weights
+    ema: bool = False,     # the DiT's averaged weights
 ) -> tuple[RunConfig, ColaDLM, Tokenizer]:
     "Read a model folder; raises `ValueError` if there is none, or no average."
     folder = Path(folder)
-    if not (folder / "run.json").exists(): raise ValueError(f"{folder} holds no run.json: not a model folder, or not trained yet")
-    if ema and not (folder / "dit_ema.safetensors").exists(): raise ValueError(f"{folder} holds no dit_ema.safetensors: it was trained with stage2.ema=0")
-    run = RunConfig.model_validate_json((folder / "run.json").read_text())
-    model = ColaDLM(run.vae, run.dit if (folder / "dit.safetensors").exists() else None)
+    dit_file = folder / ("dit_ema.safetensors" if ema else "dit.safetensors")
+    if not (folder / "run.json").exists():
+        raise ValueError(f"{folder} holds no run.json: not a model folder, or not trained yet")
+    if ema and not dit_file.exists():
+        raise ValueError(f"{folder} holds no {dit_file.name}: it was trained with stage2.ema=0")
+    run = _read_run(folder)
+    has_dit = (folder / "dit.safetensors").exists()
+    model = ColaDLM(run.vae, run.dit if has_dit else None)
     model.vae.load_state_dict(load_file(folder / "vae.safetensors"))
-    if model.dit is not None: model.dit.load_state_dict(load_file(folder / ("dit_ema.safetensors" if ema else "dit.safetensors")))
-    return run, model.to(device).eval(), Tokenizer.load(folder / "tokenizer.json")
+    if model.dit is not None:
+        model.dit.load_state_dict(load_file(dit_file))
+    return run, model.to(device).eval(), _read_tokenizer(folder)
 
 # %% ../../nbs/2_model/11_folders.ipynb #0bde6d4d
-def load_baseline(folder: Path | str, device: str = "cpu") -> tuple[RunConfig, Baseline, Tokenizer]:
+def load_baseline(
+    folder: Path | str,
+    device: str = "cpu",
+) -> tuple[RunConfig, Baseline, Tokenizer]:
     "Read a baseline's model folder; raises `ValueError` if it is none."
     folder = Path(folder)
-    if not (folder / "baseline.safetensors").exists(): raise ValueError(f"{folder} holds no baseline.safetensors: another model's folder, or not trained yet")
-    run = RunConfig.model_validate_json((folder / "run.json").read_text())
+    weights = folder / "baseline.safetensors"
+    if not weights.exists():
+        raise ValueError(f"{folder} holds no {weights.name}: another model's folder, or not trained yet")
+    run = _read_run(folder)
     model = make_baseline(run.baseline)
-    model.load_state_dict(load_file(folder / "baseline.safetensors"))
-    return run, model.to(device).eval(), Tokenizer.load(folder / "tokenizer.json")
+    model.load_state_dict(load_file(weights))
+    return run, model.to(device).eval(), _read_tokenizer(folder)
 
 # %% ../../nbs/2_model/11_folders.ipynb #049b0572
-def open_model(folder: Path | str, device: str = "cpu") -> tuple[RunConfig, Baseline | ColaDLM, Tokenizer]:
+def open_model(
+    folder: Path | str,
+    device: str = "cpu",
+) -> tuple[RunConfig, Baseline | ColaDLM, Tokenizer]:
     "Read a model folder of any family."
-    return (load_baseline if (Path(folder) / "baseline.safetensors").exists() else load_model)(folder, device)
+    is_baseline = (Path(folder) / "baseline.safetensors").exists()
+    load = load_baseline if is_baseline else load_model
+    return load(folder, device)

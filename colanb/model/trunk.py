@@ -8,6 +8,7 @@ __all__ = ['TrunkConfig', 'make_norm', 'SelfAttention', 'Block', 'has_compiler',
 # %% ../../nbs/2_model/06_trunk.ipynb #9e251bc7
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -45,62 +46,134 @@ class TrunkConfig:
     out_bias: bool = False          # bias of the attention output
     mlp_bias: bool = True
     clip_qkv: float | None = None   # largest absolute value of q, k, v
-    rope_dim: int                   # channels of each head that turn
+    rope_dim: int                   # channels of each head that are rotated
     rope_theta: float = 10_000.0
     rope_interleaved: bool = False
 
 # %% ../../nbs/2_model/06_trunk.ipynb #ced05e4c
-def make_norm(kind: str, width: int, eps: float, affine: bool = True) -> nn.Module:
-    "LayerNorm or RMSNorm; other kinds raise `ValueError`."
+def make_norm(
+    kind: str,             # 'layer' or 'rms'
+    width: int,
+    eps: float,
+    affine: bool = True,
+) -> nn.Module:
+    "Make a LayerNorm or an RMSNorm; other kinds raise `ValueError`."
     kinds = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
-    if kind not in kinds: raise ValueError(f"norm={kind!r}: choose from {sorted(kinds)}")
+    if kind not in kinds:
+        raise ValueError(f"norm={kind!r}: choose from {sorted(kinds)}")
     return kinds[kind](width, eps=eps, elementwise_affine=affine)
+
+# %% ../../nbs/2_model/06_trunk.ipynb #8ee4b800
+def _qk_norm(
+    config: TrunkConfig,
+    width: int,   # of the queries or keys, all heads together
+) -> nn.Module:
+    "Make the norm of queries or keys."
+    if config.qk_norm == "none":
+        return nn.Identity()
+    size = {"head": config.head_dim, "width": width}[config.qk_norm]
+    return make_norm(config.norm, size, config.norm_eps, config.qk_norm_affine)
+
+def _last_angles(
+    table: tuple[Tensor, Tensor],   # cos and sin, each (*b, n, e)
+    keep: int | None,
+) -> tuple[Tensor, ...]:
+    "Return the angles of the last `keep` latents; None: all."
+    if keep is None:
+        return table
+    return tuple(part[..., -keep:, :] for part in table)
 
 # %% ../../nbs/2_model/06_trunk.ipynb #8be60244
 class SelfAttention(nn.Module):
     "Multi-head self-attention under a given visibility, with an optional cache of the past."
     def __init__(self, config: TrunkConfig):
         super().__init__()
-        self.config, e = config, config.head_dim
-        self.rows = [e * config.heads, *2 * [e * (config.kv_heads or config.heads)]]
-        self.qkv = Linear(config.width, sum(self.rows), bias=config.qkv_bias)
-        self.out = Linear(self.rows[0], config.width, bias=config.out_bias)
-        sizes = {"none": None, "head": (e, e), "width": self.rows[:2]}[config.qk_norm]
-        make = lambda size: make_norm(config.norm, size, config.norm_eps, config.qk_norm_affine) if sizes else nn.Identity()
-        self.norm_q, self.norm_k = (make(size) for size in sizes or (0, 0))
+        self.config = config
+        q_width = config.head_dim * config.heads
+        kv_width = config.head_dim * (config.kv_heads or config.heads)
+        self.widths = [q_width, kv_width, kv_width]
+        self.qkv = Linear(config.width, sum(self.widths), bias=config.qkv_bias)
+        self.out = Linear(q_width, config.width, bias=config.out_bias)
+        self.norm_q = _qk_norm(config, q_width)
+        self.norm_k = _qk_norm(config, kv_width)
         self.backend = "sdpa"
 
     def forward(self,
         x: Float[Tensor, "b n c"],
         rotary: Rotary,
-        table: tuple[Tensor, Tensor],                # angles of the positions of x
+        table: tuple[Tensor, Tensor],   # angles of the positions of x
         sight: Visibility | BlockSight | Bool[Tensor, "*r #q m"] | None = None,
         cache: KVCache | None = None,
-        layer: int = 0,                              # layer of the cache
-        keep: int | None = None,                     # queries of the last `keep` latents only
+        layer: int = 0,                 # layer of the cache
+        keep: int | None = None,        # compute the last `keep` latents alone; None: all
     ) -> Float[Tensor, "b q c"]:
-        q, k, v = self.project(x, keep)
-        if (clip := self.config.clip_qkv) is not None: q, k, v = (a.clamp(-clip, clip) for a in (q, k, v))
-        heads = lambda a: a.unflatten(-1, (-1, self.config.head_dim))  # (b, n, h, e)
-        if self.config.qk_norm == "head": q, k = self.norm_q(heads(q)), self.norm_k(heads(k))
-        else: q, k = heads(self.norm_q(q)), heads(self.norm_k(k))
-        q = rotary(q, table if keep is None else tuple(a[..., -keep:, :] for a in table)).to(v.dtype)
-        q, k, v = (a.transpose(1, 2) for a in (q, rotary(k, table).to(v.dtype), heads(v)))  # (b, h, n, e)
-        if cache is None: return self.out(attend(q, k, v, sight, self.backend).transpose(1, 2).flatten(2))
-        b = len(cache.past)   # samples beyond the cache's have no past: they attend to themselves
-        out = attend(q[:b], *cache.store(layer, k[:b], v[:b]), sight, self.backend)
-        if len(q) > b: out = torch.cat([out, attend(q[b:], k[b:], v[b:], None, self.backend)])
+        q, k, v = (self._clip(part) for part in self.project(x, keep))
+        q = self._normalised_heads(q, self.norm_q)
+        k = self._normalised_heads(k, self.norm_k)
+        q = rotary(q, _last_angles(table, keep)).to(v.dtype)
+        k = rotary(k, table).to(v.dtype)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, self._heads(v)))   # (b, h, n, e)
+        out = self._attend(q, k, v, sight, cache, layer)
         return self.out(out.transpose(1, 2).flatten(2))
 
-    def project(self, x: Float[Tensor, "b n c"], keep: int | None) -> tuple[Tensor, ...]:
-        "Queries (of the last `keep` latents), keys and values, before the split into heads."
-        if keep is None or keep == x.shape[1]: return self.qkv(x).split(self.rows, dim=-1)
-        sizes, bias = [self.rows[0], sum(self.rows[1:])], self.qkv.bias
-        q_weight, weight = self.qkv.weight.split(sizes)
-        q_bias, bias = bias.split(sizes) if bias is not None else (None, None)
-        return linear(x[:, -keep:], q_weight, q_bias, self.qkv.onednn), *linear(x, weight, bias, self.qkv.onednn).split(self.rows[1:], dim=-1)
+    def project(self,
+        x: Float[Tensor, "b n c"],
+        keep: int | None,
+    ) -> tuple[Tensor, ...]:
+        "Compute queries (of the last `keep` latents), keys and values, before the split into heads."
+        if keep is None or keep == x.shape[1]:
+            return self.qkv(x).split(self.widths, dim=-1)
+        q_width, k_width, v_width = self.widths
+        sizes = [q_width, k_width + v_width]
+        q_weight, kv_weight = self.qkv.weight.split(sizes)
+        q_bias, kv_bias = None, None
+        if self.qkv.bias is not None:
+            q_bias, kv_bias = self.qkv.bias.split(sizes)
+        q = linear(x[:, -keep:], q_weight, q_bias, self.qkv.onednn)
+        kv = linear(x, kv_weight, kv_bias, self.qkv.onednn)
+        return q, *kv.split([k_width, v_width], dim=-1)
+
+    def _clip(self, x: Tensor) -> Tensor:
+        largest = self.config.clip_qkv
+        return x if largest is None else x.clamp(-largest, largest)
+
+    def _heads(self, x: Float[Tensor, "b n hc"]) -> Float[Tensor, "b n h e"]:
+        return x.unflatten(-1, (-1, self.config.head_dim))
+
+    def _normalised_heads(self, x: Float[Tensor, "b n hc"], norm: nn.Module) -> Float[Tensor, "b n h e"]:
+        "Normalise queries or keys, each head by itself or all heads together."
+        if self.config.qk_norm == "head":
+            return norm(self._heads(x))
+        return self._heads(norm(x))
+
+    def _attend(self,
+        q: Float[Tensor, "b h q e"],
+        k: Float[Tensor, "b g n e"],
+        v: Float[Tensor, "b g n e"],
+        sight: Visibility | BlockSight | Tensor | None,
+        cache: KVCache | None,
+        layer: int,
+    ) -> Float[Tensor, "b h q e"]:
+        "Attend to the latents and the cached past; samples beyond the cache's have no past."
+        if cache is None:
+            return attend(q, k, v, sight, self.backend)
+        cached = len(cache.past)
+        keys, values = cache.store(layer, k[:cached], v[:cached])
+        out = attend(q[:cached], keys, values, sight, self.backend)
+        if len(q) == cached:
+            return out
+        alone = attend(q[cached:], k[cached:], v[cached:], None, self.backend)
+        return torch.cat([out, alone])
 
 # %% ../../nbs/2_model/06_trunk.ipynb #c6f282c0
+def _last(
+    x: Tensor,          # (b, n, ...)
+    keep: int | None,
+) -> Tensor:
+    "Return the last `keep` latents; None: all."
+    start = 0 if keep is None else -keep
+    return x[:, start:]
+
 class Block(nn.Module):
     "Attention and MLP, each with its residual."
     def __init__(self, config: TrunkConfig):
@@ -108,44 +181,55 @@ class Block(nn.Module):
         self.config = config
         self.attention = SelfAttention(config)
         self.mlp = MLP(config.width, config.hidden, config.activation, config.mlp_bias)
-        norm = lambda affine: make_norm(config.norm, config.width, config.norm_eps, affine)
-        self.norm_attention = norm(config.norm_affine and not config.modulated)
-        self.norm_mlp = norm(not config.modulated)
-        if config.modulated: self.modulation = Modulation(config.width, 6, config.zero_modulation)
+        affine = config.norm_affine and not config.modulated
+        self.norm_attention = make_norm(config.norm, config.width, config.norm_eps, affine)
+        self.norm_mlp = make_norm(config.norm, config.width, config.norm_eps, not config.modulated)
+        if config.modulated:
+            self.modulation = Modulation(config.width, 6, config.zero_modulation)
 
     def forward(self,
         x: Float[Tensor, "b n c"],
-        time: Times | None = None,
-        keep: int | None = None,   # latents at the end that are wanted; None: all
+        time: Times | None = None,   # of a modulated block
+        keep: int | None = None,     # compute the last `keep` latents alone; None: all
+        **attention,                 # what `SelfAttention` needs besides
+    ) -> Float[Tensor, "b q c"]:
+        if time is not None:
+            return self.modulated(x, time, keep, **attention)
+        stream = _last(x, keep)
+        if self.config.post_norm:
+            stream = self.norm_attention(stream)
+            stream = stream + self.attention(x, keep=keep, **attention)
+            return stream + self.norm_mlp(self.mlp(stream))
+        stream = stream + self.attention(self.norm_attention(x), keep=keep, **attention)
+        return stream + self.mlp(self.norm_mlp(stream))
+
+    def modulated(self,
+        x: Float[Tensor, "b n c"],
+        time: Times,
+        keep: int | None,
         **attention,
     ) -> Float[Tensor, "b q c"]:
-        last = slice(None) if keep is None else slice(-keep, None)
-        if time is not None: return self.modulated(x, time, keep, **attention)
-        if self.config.post_norm:
-            x = self.norm_attention(x[:, last]) + self.attention(x, keep=keep, **attention)
-            return x + self.norm_mlp(self.mlp(x))
-        x = x[:, last] + self.attention(self.norm_attention(x), keep=keep, **attention)
-        return x + self.mlp(self.norm_mlp(x))
-
-    def modulated(self, x: Float[Tensor, "b n c"], time: Times, keep: int | None, **attention) -> Float[Tensor, "b q c"]:
-        "The arrangement with AdaLN-zero."
-        n = x.shape[1]
+        "Compute the arrangement with AdaLN-zero."
         shift, scale, *rest = self.modulation(time)
-        inner = self.attention(modulate(self.norm_attention(x), shift, scale), keep=keep, **attention)
-        if keep is not None: x, rest = x[:, -keep:], [part[:, -(keep * part.shape[1] // n):] for part in rest]
-        gate_a, shift, scale, gate_m = rest
-        x = gate(x, inner, gate_a)
-        return gate(x, self.mlp(modulate(self.norm_mlp(x), shift, scale)), gate_m)
+        inner = modulate(self.norm_attention(x), shift, scale)
+        branch = self.attention(inner, keep=keep, **attention)
+        if keep is not None:
+            groups = keep * shift.shape[1] // x.shape[1]
+            rest = [_last(part, groups) for part in rest]
+        gate_attention, shift, scale, gate_mlp = rest
+        stream = gate(_last(x, keep), branch, gate_attention)
+        inner = modulate(self.norm_mlp(stream), shift, scale)
+        return gate(stream, self.mlp(inner), gate_mlp)
 
 # %% ../../nbs/2_model/06_trunk.ipynb #555c6f59
 def has_compiler() -> bool:
-    "Whether the machine has a C++ compiler, which compiled passes on a CPU need."
+    "Tell whether the machine has a C++ compiler, which compiled passes on a CPU need."
     return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 # %% ../../nbs/2_model/06_trunk.ipynb #2bc1e008
 @lru_cache(maxsize=1)
-def compiled_block():
-    "`Block.forward`, compiled once for all layers of the same shape; uncompiled where there is no compiler."
+def compiled_block() -> Callable:
+    "Compile `Block.forward`, once for all layers of the same shape; return it as it is where there is no compiler."
     if torch.cuda.is_available() or has_compiler():
         torch._dynamo.config.recompile_limit = 64   # one graph for each kind of stack, and one for its last layer
         return torch.compile(Block.forward, dynamic=False)
@@ -157,14 +241,21 @@ class Trunk(nn.Module):
     "A stack of blocks over one set of positions."
     def __init__(self, config: TrunkConfig):
         super().__init__()
-        self.config, self.compiled, self.recompute = config, False, False
+        self.config = config
+        self.compiled = False    # compile the blocks of training passes
+        self.recompute = False   # in training passes, keep each block's input alone
         self.rotary = Rotary(config.rope_dim, config.rope_theta, config.rope_interleaved, config.head_dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
 
-    def cache(self, batch: int, capacity: int) -> KVCache:  # samples; latents each can hold
-        "An empty cache of the right shape, on the model's device."
-        weight, config = self.blocks[0].attention.qkv.weight, self.config
-        return KVCache(config.layers, batch, config.kv_heads or config.heads, capacity, config.head_dim, weight.device, weight.dtype)
+    def cache(self,
+        batch: int,      # samples
+        capacity: int,   # latents that each can hold
+    ) -> KVCache:
+        "Make an empty cache of the right shape, on the model's device."
+        config = self.config
+        heads = config.kv_heads or config.heads
+        weight = self.blocks[0].attention.qkv.weight
+        return KVCache(config.layers, batch, heads, capacity, config.head_dim, weight.device, weight.dtype)
 
     def forward(self,
         x: Float[Tensor, "b n c"],
@@ -172,32 +263,46 @@ class Trunk(nn.Module):
         sight: Visibility | Bool[Tensor, "*r #n m"] | None = None,
         time: Times | None = None,
         cache: KVCache | None = None,
-        whole: bool = False,                        # packed: the clean copy too
-    ) -> Float[Tensor, "b q c"]:                    # the noisy latents alone if `sight` is packed and not `whole`
-        table, keep = self.rotary.table(positions), None
+        whole: bool = False,           # packed: compute the clean copy too
+    ) -> Float[Tensor, "b q c"]:       # the noisy latents alone if `sight` is packed and not `whole`
+        table = self.rotary.table(positions)
         training = cache is None and torch.is_grad_enabled()
-        run = compiled_block() if self.compiled and training else Block.__call__
-        backend = self.blocks[0].attention.backend
-        if self.recompute and training: run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+        run_block = self._block_runner(training)
+        packed = isinstance(sight, Visibility) and sight.packed
+        keep = None
         for layer, block in enumerate(self.blocks):
-            if block is self.blocks[-1] and isinstance(sight, Visibility) and sight.packed and not whole: sight, keep = sight._replace(noisy_only=True), sight.n
-            past = dict(cache=cache, layer=layer) if cache is not None else {}
-            seen = planned(sight, backend, x.device, training)
-            x = run(block, x, time, keep, rotary=self.rotary, table=table, sight=seen, **past)
+            if packed and not whole and block is self.blocks[-1]:
+                keep = sight.n
+                sight = sight._replace(noisy_only=True)
+            past = {} if cache is None else dict(cache=cache, layer=layer)
+            kernel_sight = planned(sight, block.attention.backend, x.device, training)
+            x = run_block(block, x, time, keep, rotary=self.rotary, table=table, sight=kernel_sight, **past)
         return x
+
+    def _block_runner(self, training: bool) -> Callable:
+        "Choose how blocks are called: as they are, compiled, or with activation checkpointing."
+        run_block = compiled_block() if self.compiled and training else Block.__call__
+        if self.recompute and training:
+            return partial(checkpoint, run_block, use_reentrant=False, preserve_rng_state=False)
+        return run_block
 
 # %% ../../nbs/2_model/06_trunk.ipynb #f3a17569
 def use(
     model: nn.Module,
-    backend: str | None = None,    # attention backend of every block, a key of `attention.BACKENDS`
-    compiled: bool | None = None,  # compile the blocks of training passes
-    recompute: bool | None = None, # in training passes, keep each block's input alone and compute the rest again
-    onednn: bool | None = None,    # compute large linear maps by oneDNN
+    backend: str | None = None,      # attention backend of every block, one of `attention.BACKENDS`
+    compiled: bool | None = None,    # compile the blocks of training passes
+    recompute: bool | None = None,   # in training passes, keep each block's input alone and compute the rest again
+    onednn: bool | None = None,      # compute large linear maps by oneDNN
 ) -> nn.Module:
-    "Choose how the blocks of a model are run; None leaves a choice as it is."
+    "Choose how the blocks of a model are run, in place; None leaves a choice as it is."
+    choices = [
+        (SelfAttention, "backend", backend),
+        (Trunk, "compiled", compiled),
+        (Trunk, "recompute", recompute),
+        (Linear, "onednn", onednn),
+    ]
     for module in model.modules():
-        if backend is not None and isinstance(module, SelfAttention): module.backend = backend
-        if compiled is not None and isinstance(module, Trunk): module.compiled = compiled
-        if recompute is not None and isinstance(module, Trunk): module.recompute = recompute
-        if onednn is not None and isinstance(module, Linear): module.onednn = onednn
+        for kind, name, value in choices:
+            if isinstance(module, kind) and value is not None:
+                setattr(module, name, value)
     return model

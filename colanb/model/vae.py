@@ -15,58 +15,91 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import VAEConfig
-from .cache import KVCache
+from .cache import KVCache, positions_and_sight
 from .linear import Linear, linear
 from .trunk import Trunk, TrunkConfig
-from .visibility import Visibility
 
 # %% ../../nbs/2_model/07_vae.ipynb #f33e05fc
 class Posterior(NamedTuple):
     "A diagonal Gaussian for each latent."
     mean: Float[Tensor, "*b d"]
-    logvar: Float[Tensor, "*b d"]
+    logvar: Float[Tensor, "*b d"]   # log sigma^2
 
-    def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "*b d"]:
-        "mean + sigma * noise."
-        return self.at(torch.randn(self.mean.shape, generator=generator, device=generator.device if generator else self.mean.device))
+    def sample(self,
+        generator: torch.Generator | None = None,   # None: PyTorch's global one
+    ) -> Float[Tensor, "*b d"]:
+        "Draw mean + sigma * noise."
+        device = generator.device if generator else self.mean.device
+        noise = torch.randn(self.mean.shape, generator=generator, device=device)
+        return self.at(noise)
 
-    def at(self, noise: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-        "The sample that standard normal noise leads to."
-        return self.mean + (0.5 * self.logvar).exp() * noise.to(self.mean)
+    def at(self,
+        noise: Float[Tensor, "*b d"],   # standard normal
+    ) -> Float[Tensor, "*b d"]:
+        "Compute mean + sigma * noise."
+        sigma = (0.5 * self.logvar).exp()
+        return self.mean + sigma * noise.to(self.mean)
 
     def log_prob(self, z: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
-        "log q(z|x) in nats per latent."
-        return -0.5 * ((z - self.mean).square() / self.logvar.exp() + self.logvar + math.log(2 * math.pi)).sum(-1)
+        "Compute log q(z|x) in nats per latent."
+        squares = (z - self.mean).square() / self.logvar.exp()
+        return -0.5 * (squares + self.logvar + math.log(2 * math.pi)).sum(-1)
 
     def entropy(self) -> Float[Tensor, "*b"]:
-        "Entropy in nats per latent."
+        "Compute the entropy in nats per latent."
         return 0.5 * (self.logvar + math.log(2 * math.pi * math.e)).sum(-1)
 
-    def kl(self, other: "Posterior | None" = None) -> Float[Tensor, "*b"]:  # None: the standard normal
-        "KL(self || other) in nats per latent."
-        mean, logvar = (other.mean, other.logvar) if other is not None else (torch.zeros_like(self.mean), torch.zeros_like(self.logvar))
-        ratio = self.logvar - logvar
-        return 0.5 * (ratio.exp() + (self.mean - mean).square() / logvar.exp() - 1 - ratio).sum(-1)
+    def kl(self,
+        other: "Posterior | None" = None,   # None: the standard normal
+    ) -> Float[Tensor, "*b"]:
+        "Compute KL(self || other) in nats per latent."
+        if other is None:
+            mean, logvar = torch.zeros_like(self.mean), torch.zeros_like(self.logvar)
+        else:
+            mean, logvar = other
+        log_ratio = self.logvar - logvar
+        ratio = log_ratio.exp()
+        squares = (self.mean - mean).square() / logvar.exp()
+        return 0.5 * (ratio + squares - 1 - log_ratio).sum(-1)
 
 # %% ../../nbs/2_model/07_vae.ipynb #037e6cb1
 def vae_logsnr(
     q: Posterior,
-    mask: Bool[Tensor, "b n"] | None = None,  # latents that count; None: all
+    mask: Bool[Tensor, "b n"] | None = None,   # latents that count; None: all
 ) -> Float[Tensor, ""]:
-    "log(E mu^2 / E sigma^2), App. H.2."
-    mean, variance = q.mean.square(), q.logvar.exp()
-    if mask is not None: mean, variance = mean[mask], variance[mask]
-    return (mean.mean() / variance.mean()).log()
+    "Compute log(E mu^2 / E sigma^2), App. H.2."
+    power = q.mean.square()
+    variance = q.logvar.exp()
+    if mask is not None:
+        power = power[mask]
+        variance = variance[mask]
+    return (power.mean() / variance.mean()).log()
 
 # %% ../../nbs/2_model/07_vae.ipynb #2591c12a
-def _trunk(config: VAEConfig, layers: int) -> Trunk:
-    "The VAE's stack: half-split rotary over the whole head, qk norm over the full width."
-    return Trunk(TrunkConfig(
-        width=config.width, layers=layers, heads=config.heads, kv_heads=config.kv_heads, head_dim=config.width // config.heads,
-        hidden=config.ffn_dim, activation=config.activation, post_norm=config.post_norm, norm_eps=config.norm_eps,
-        norm_affine=config.norm_affine, qk_norm="width" if config.qk_norm else "none", qk_norm_affine=config.qk_norm_affine,
-        qkv_bias=config.qk_bias, out_bias=config.bias, mlp_bias=config.bias, clip_qkv=config.clip_qkv,
-        rope_dim=config.width // config.heads, rope_theta=config.rope_theta))
+def _make_trunk(config: VAEConfig, layers: int) -> Trunk:
+    "Make the trunk of the encoder or the decoder."
+    head_dim = config.width // config.heads
+    shape = TrunkConfig(
+        width=config.width,
+        layers=layers,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_dim=head_dim,
+        hidden=config.ffn_dim,
+        activation=config.activation,
+        post_norm=config.post_norm,
+        norm_eps=config.norm_eps,
+        norm_affine=config.norm_affine,
+        qk_norm="width" if config.qk_norm else "none",
+        qk_norm_affine=config.qk_norm_affine,
+        qkv_bias=config.qk_bias,
+        out_bias=config.bias,
+        mlp_bias=config.bias,
+        clip_qkv=config.clip_qkv,
+        rope_dim=head_dim,
+        rope_theta=config.rope_theta,
+    )
+    return Trunk(shape)
 
 # %% ../../nbs/2_model/07_vae.ipynb #6ad4007e
 class Encoder(nn.Module):
@@ -74,28 +107,42 @@ class Encoder(nn.Module):
     def __init__(self, config: VAEConfig):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size + 1, config.width)  # the last row is the mask
+        self.embedding = nn.Embedding(config.vocab_size + 1, config.width)   # the last row is the mask
         self.patch = nn.Conv1d(config.width, config.width, config.patch_size, stride=config.patch_size)
-        self.trunk = _trunk(config, config.encoder_layers)
-        self.head = Linear(config.width, config.d_latent * (2 if config.variational and config.logsnr is None else 1), bias=config.bias)
+        self.trunk = _make_trunk(config, config.encoder_layers)
+        learns_variance = config.variational and config.logsnr is None
+        outputs = config.d_latent * (2 if learns_variance else 1)
+        self.head = Linear(config.width, outputs, bias=config.bias)
 
     def forward(self, ids: Int[Tensor, "b l"]) -> Posterior:
-        x = self.embedding(ids)
-        if self.config.patch_size == 1: x = linear(x, self.patch.weight[..., 0], self.patch.bias, self.head.onednn)
-        else: x = self.patch(x.mT).mT
-        n, config = x.shape[1], self.config
-        sight = Visibility(n, config.block_size) if config.block_size and config.block_size < n else None
-        out = self.head(self.trunk(x, torch.arange(n, device=x.device), sight)).float()
-        mean, logvar = out[..., :config.d_latent], out[..., config.d_latent:]
-        if config.normalise_mean or not config.variational: mean = F.layer_norm(mean, mean.shape[-1:], eps=config.norm_eps)
+        config = self.config
+        x = self._patches(ids)
+        positions, sight = positions_and_sight(x.shape[1], config.block_size, None, x.device)
+        out = self.head(self.trunk(x, positions, sight)).float()
+        mean = out[..., :config.d_latent]
+        logvar = out[..., config.d_latent:]
+        if config.normalise_mean or not config.variational:
+            mean = F.layer_norm(mean, mean.shape[-1:], eps=config.norm_eps)
         return Posterior(mean, self._logvar(mean, logvar))
 
-    def _logvar(self, mean: Tensor, logvar: Tensor) -> Tensor:
-        "Learned and clamped, fixed by logSNR, or vanishing."
-        config = self.config
-        if not config.variational: return torch.full_like(mean, -30.0)
-        if config.logsnr is None: return logvar.clamp(-30.0, 20.0) + 0 * logvar   # the sum carries an infinite value, as NaN, to the loss
-        return torch.full_like(mean, -config.logsnr)   # the power of a normalised mean is 1
+    def _patches(self, ids: Int[Tensor, "b l"]) -> Float[Tensor, "b n c"]:
+        "Embed the tokens and join those of a patch."
+        x = self.embedding(ids)
+        if self.config.patch_size == 1:   # then the convolution is a linear map
+            return linear(x, self.patch.weight[..., 0], self.patch.bias, self.head.onednn)
+        return self.patch(x.mT).mT
+
+    def _logvar(self,
+        mean: Float[Tensor, "b n d"],
+        logvar: Float[Tensor, "b n o"],   # what the head gives: o = d if the variance is learned, else 0
+    ) -> Float[Tensor, "b n d"]:
+        "Return the log-variance: vanishing, fixed by the logSNR, or learned and clamped."
+        if not self.config.variational:
+            return torch.full_like(mean, -30.0)
+        if self.config.logsnr is not None:
+            return torch.full_like(mean, -self.config.logsnr)   # the power of a normalised mean is 1
+        clamped = logvar.clamp(-30.0, 20.0)
+        return clamped + 0 * logvar   # the sum carries an infinite value, as NaN, to the loss
 
 # %% ../../nbs/2_model/07_vae.ipynb #33e031e9
 class Decoder(nn.Module):
@@ -104,52 +151,67 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.input = Linear(config.d_latent, config.width, bias=config.bias)
-        self.trunk = _trunk(config, config.decoder_layers)
-        self.unpatch = Linear(config.width, config.width * config.patch_size)  # rows are channel-major
+        self.trunk = _make_trunk(config, config.decoder_layers)
+        self.unpatch = Linear(config.width, config.width * config.patch_size)   # rows are channel-major
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.head = Linear(config.width, config.vocab_size, bias=config.bias)
 
     def forward(self,
         z: Float[Tensor, "b n d"],
-        cache: KVCache | None = None,  # past latents; the new ones are stored and advanced
-    ) -> Float[Tensor, "b l v"]:       # l = n * patch_size
-        n, size = z.shape[1], self.config.block_size
-        if cache is None:
-            positions = torch.arange(n, device=z.device)
-            sight = Visibility(n, size) if size and size < n else None
-        else: positions, sight = cache.positions(n), cache.mask(n, size)
+        cache: KVCache | None = None,   # of past latents; the new ones become part of it
+    ) -> Float[Tensor, "b l v"]:        # l = n * patch_size
+        n = z.shape[1]
+        positions, sight = positions_and_sight(n, self.config.block_size, cache, z.device)
         x = self.trunk(self.input(z), positions, sight, cache=cache)
-        if cache is not None: cache.advance(n)
-        x = self.unpatch(x).unflatten(-1, (self.config.width, -1)).transpose(-1, -2).flatten(1, 2)
+        if cache is not None:
+            cache.advance(n)
+        x = self.unpatch(x).unflatten(-1, (self.config.width, -1))   # (b, n, c, patch_size)
+        x = x.transpose(-1, -2).flatten(1, 2)                        # (b, l, c)
         return self.head(self.norm(x))
 
 # %% ../../nbs/2_model/07_vae.ipynb #aa9143f0
 class TextVAE(nn.Module):
-    "Encoder and decoder (Eq 3.1): q(z0|x) and p(x|z0)."
+    "Encoder q(z0|x) and decoder p(x|z0) (Eq 3.1)."
     def __init__(self, config: VAEConfig):
         super().__init__()
         self.config = config
-        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding, nn.Conv1d)):
-                nn.init.trunc_normal_(module.weight, std=config.init_std, a=-3 * config.init_std, b=3 * config.init_std)
-                if getattr(module, "bias", None) is not None: nn.init.zeros_(module.bias)
+                self._initialise(module)
+
+    def _initialise(self, module: nn.Module) -> None:
+        "Draw weights from a normal distribution cut at three standard deviations; biases are zero."
+        std = self.config.init_std
+        nn.init.trunc_normal_(module.weight, std=std, a=-3 * std, b=3 * std)
+        if getattr(module, "bias", None) is not None:
+            nn.init.zeros_(module.bias)
 
     def encode(self, ids: Int[Tensor, "b l"]) -> Posterior:
-        "q(z0|x); the latents carry scaling and shift of the configuration. Raises `ValueError` if l is not whole patches."
-        if ids.shape[1] % self.config.patch_size:
-            raise ValueError(f"{ids.shape[1]} tokens are not a multiple of patch_size={self.config.patch_size}")
+        "Compute q(z0|x), with scaling and shift of the configuration; `ValueError` if l is not whole patches."
+        tokens, patch_size = ids.shape[1], self.config.patch_size
+        if tokens % patch_size:
+            raise ValueError(f"{tokens} tokens are not a multiple of patch_size={patch_size}")
         return self.scaled(self.encoder(ids))
 
-    def scaled(self, q: Posterior) -> Posterior:  # of an encoder of this configuration
-        "The posterior of the latents: z = (mean - shifting_factor) * scaling_factor."
-        scale, shift = self.config.scaling_factor, self.config.shifting_factor
-        if scale == 1.0 and shift == 0.0: return q
+    def scaled(self,
+        q: Posterior,   # of an encoder of this configuration
+    ) -> Posterior:
+        "Return the posterior of the scaled latents, z = (z0 - shifting_factor) * scaling_factor."
+        scale = self.config.scaling_factor
+        shift = self.config.shifting_factor
+        if scale == 1.0 and shift == 0.0:
+            return q
         return Posterior((q.mean - shift) * scale, q.logvar + 2 * math.log(scale))
 
-    def decode(self, z: Float[Tensor, "b n d"], cache: KVCache | None = None) -> Float[Tensor, "b l v"]:
-        "Logits of p(x|z0); undoes scaling and shift."
-        return self.decoder(z / self.config.scaling_factor + self.config.shifting_factor, cache)
+    def decode(self,
+        z: Float[Tensor, "b n d"],      # scaled and shifted
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "b l v"]:
+        "Compute the logits of p(x|z0)."
+        z0 = z / self.config.scaling_factor + self.config.shifting_factor
+        return self.decoder(z0, cache)
 
     @property
     def mask_id(self) -> int:

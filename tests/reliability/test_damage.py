@@ -15,7 +15,7 @@ import pytest
 import torch
 from trainers import KINDS, fork, keep_checkpoints, ready, record, run_of, start, state_of, wait
 
-from colanb.learn import loop, train
+from colanb.learn import loop
 from colanb.model import vae
 from colanb.learn.checkpoint import damage, load_checkpoint, newest_whole, save_checkpoint, seal
 from colanb.config import ROOT
@@ -129,7 +129,7 @@ def test_a_value_that_is_not_finite_stops_before_the_update(place, monkeypatch, 
         else: undo = inject(where, float(value), objective.model)
         try: return original(objective, ids, *rest)
         finally: undo()
-    monkeypatch.setattr(train, "train_step", step)
+    monkeypatch.setattr(loop, "train_step", step)
     with pytest.raises(FloatingPointError, match="at step 7") as caught: start(kind, folder)
     after = kept["model"].state_dict()
     assert all(torch.equal(after[k], v) for k, v in kept["before"].items())
