@@ -119,7 +119,7 @@ def test_wrong_arguments(capsys):
 
 COMMANDS = [   # command lines, and what they must print
     ("run nbs/exp/51_train_vae.ipynb X.ipynb run=tyni", "tyni"), ("run nbs/exp/51_train_vae.ipynb X.ipynb rnu=tiny", "no parameter rnu"), ("run nbs/exp/51_train_vae.ipynb X.ipynb seed=one", "seed='one'"),
-    ("config huge", "choose from"), ("cli --guidance -1", "guidance"), ("cli --steps 0", "steps")]
+    ("config huge", "choose from"), ("release.cli --guidance -1", "guidance"), ("release.cli --steps 0", "steps")]
 
 
 @pytest.mark.parametrize("command,said", COMMANDS)
