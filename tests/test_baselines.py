@@ -13,7 +13,7 @@ from colanb.model.baselines import make_baseline
 from colanb.config import BaselineConfig, Profile, RunConfig, SampleConfig, TrainConfig, stream
 from colanb.text.tokenizer import word_tokenizer
 from colanb.model.cola import ColaDLM
-from colanb.generate.sample import Sampler
+from colanb.generate.sample import TextSampler
 from colanb.learn.loop import fit
 from colanb.learn.saving import save_model, write_folder
 
@@ -95,7 +95,7 @@ def test_one_entry_opens_every_family(tmp_path):
     save_model(tmp_path / "vae", ColaDLM(cola.vae), cola, tokenizer)
     for family in ("ar", "llada", "plaid", "cola"):
         run, sampler = load_sampler(tmp_path / family, max_new_tokens=3, guidance_scale=1.0)
-        assert isinstance(sampler, Sampler) and isinstance(sampler, BaselineSampler) == (family != "cola")
+        assert isinstance(sampler, TextSampler) and isinstance(sampler, BaselineSampler) == (family != "cola")
         assert run.name == family and sampler.config.max_new_tokens == 3 and len(sampler.generate(["a b", ""])) == 2
     with pytest.raises(ValueError, match="cannot generate"): load_sampler(tmp_path / "vae")
 
