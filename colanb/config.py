@@ -775,8 +775,8 @@ class CommandLine(argparse.ArgumentParser):
         "Read the arguments; an unknown one is answered with the known ones."
         arguments, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            known = [name for action in self._actions for name in action.option_strings]
-            self.error(f"no such argument: {' '.join(unknown)}; choose from {', '.join(known)}")
+            options = [name for action in self._actions for name in action.option_strings]
+            self.error(f"no such argument: {' '.join(unknown)}; choose from {', '.join(options)}")
         return arguments
 
     def error(self, message: str):

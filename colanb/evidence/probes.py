@@ -216,8 +216,8 @@ def hits(
     scorer = TextScorer(at.model, ode)
     generator = stream(at.seed, "hits")
     openings = cut_stories(at.corpus, tokens, at.model.vae.config.patch_size)
-    known = [len(ids) - 1 for ids in openings]
-    x = scorer.texts(openings, known, at.corpus.tokenizer.pad_id)
+    prompt_lengths = [len(ids) - 1 for ids in openings]
+    x = scorer.texts(openings, prompt_lengths, at.corpus.tokenizer.pad_id)
     truth = torch.tensor([ids[-1] for ids in openings])
     shares = token_shares(scorer, x, truth, draws, generator)
     nats = token_parts(scorer, x, generator)
@@ -244,8 +244,8 @@ def cola_nats(
     scorer = TextScorer(at.model, ode)
     texts = scorer.texts(ids, pad_id=at.corpus.tokenizer.pad_id)
     weights = log_weights(scorer, texts, draws, stream(at.seed, "priced"))
-    found = likelihood(weights.total)
-    nats = {"nats": (-found.iwae).tolist(), "nats_elbo": (-found.elbo).tolist()}
+    estimates = likelihood(weights.total)
+    nats = {"nats": (-estimates.iwae).tolist(), "nats_elbo": (-estimates.elbo).tolist()}
     return metric_rows(at, nats, "nats/text")
 
 # %% ../../nbs/7_evidence/03_probes.ipynb #f1c0e012

@@ -135,11 +135,11 @@ def metric_estimates(
 ) -> list[dict[str, Any]]:
     "Estimate each metric at each setting; chance and the Bayes-optimal score are those of its first row."
     keys = [*by, "metric"]
-    references = [name for name in ("chance", "bayes") if name in table]
+    reference_names = [name for name in ("chance", "bayes") if name in table]
     records = []
     for key, rows in table.groupby(keys, sort=False):
-        known = {name: rows[name].iloc[0] for name in references}
-        records.append({**dict(zip(keys, key)), **estimate_rows(rows)._asdict(), **known})
+        references = {name: rows[name].iloc[0] for name in reference_names}
+        records.append({**dict(zip(keys, key)), **estimate_rows(rows)._asdict(), **references})
     return records
 
 # %% ../../nbs/7_evidence/05_report.ipynb #f8f06b1a
@@ -151,13 +151,13 @@ def task_averages(
     "Estimate the average over tasks at each setting, over seeds."
     rows = table[table.metric.isin(tasks)]
     per_task = rows.groupby("metric")
-    known = {name: per_task[name].first().mean() for name in ("chance", "bayes") if name in table}
+    references = {name: per_task[name].first().mean() for name in ("chance", "bayes") if name in table}
     per_seed = rows.groupby([*by, "seed"], sort=False).value.mean().reset_index()
     settings = per_seed.groupby(by, sort=False) if by else [((), per_seed)]
     records = []
     for key, scores in settings:
         estimate = mean_interval(scores.value.to_numpy())
-        records.append({**dict(zip(by, key)), "metric": "average", **estimate._asdict(), **known})
+        records.append({**dict(zip(by, key)), "metric": "average", **estimate._asdict(), **references})
     return records
 
 # %% ../../nbs/7_evidence/05_report.ipynb #21f2d346

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..config import DataConfig, Profile, ROOT, RunConfig, SampleConfig, StudyConfig, SweepConfig, TaskConfig
 from ..config import nan_to_null, stream
 from ..generate.baselines import make_sampler
-from ..generate.sample import Sampler
+from ..generate.sample import Sampler, TextSampler
 from ..learn.path import interpolate
 from ..measure.baseline_likelihood import text_likelihood
 from ..measure.scoring import evaluate
@@ -98,12 +98,12 @@ def rows_text(
     rows: Sequence[dict[str, Any]],
 ) -> str:
     "Write rows as the text of a JSON file, one a line; a number that is missing becomes null."
-    lines = [json.dumps(nan_to_null(row)) for row in rows]
+    lines = [json.dumps(nan_to_null(record)) for record in rows]
     return "[\n" + ",\n".join(lines) + "\n]\n"
 
 # %% ../../nbs/7_evidence/02_scores.ipynb #10d72590
 def score_tasks(
-    sampler: Sampler,
+    sampler: TextSampler,
     items: dict[str, list[Item]],   # by task
     batch_size: int,
     rule: str,                      # whose rule decides: 'release' or 'paper'
@@ -128,7 +128,7 @@ def score_tasks(
 
 # %% ../../nbs/7_evidence/02_scores.ipynb #f590a91a
 def continue_texts(
-    sampler: Sampler,
+    sampler: TextSampler,
     prompts: list[str],
     seeds: list[int],    # of the noise, one for each prompt
     batch_size: int,
@@ -145,7 +145,7 @@ def continue_texts(
 
 # %% ../../nbs/7_evidence/02_scores.ipynb #27eadfd0
 def write_texts(
-    sampler: Sampler,
+    sampler: TextSampler,
     count: int,
     tokens: int,       # of a text, at most
     batch_size: int,
@@ -205,10 +205,10 @@ def priced_stories(
     stories_share = data.story_fraction + (1 - data.story_fraction) / len(testbed.task_names)   # LAMBADA's are stories
     sizes = [testbed.language.sizes[factor] for factor in testbed.language.split_by]
     train_share = len(testbed.pairs["train"]) / math.prod(sizes)
-    log_known = math.log(stories_share) - math.log(train_share)
+    log_ratio = math.log(stories_share) - math.log(train_share)   # to the probability in the language
     texts = testbed.documents(count, seed, "train", story_fraction=1.0)
     ids = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
-    nats = [-testbed.log_prob(text) - log_known for text in texts]
+    nats = [-testbed.log_prob(text) - log_ratio for text in texts]
     return ids, nats
 
 # %% ../../nbs/7_evidence/02_scores.ipynb #0e8a9eb7
@@ -270,8 +270,8 @@ def cut_texts(
     prefixes = []
     for text in testbed.documents(count, seed, split, story_fraction=1.0):
         sentences = text.split(" . ")
-        kept = int(rng.integers(1, len(sentences)))
-        prefixes.append(" . ".join(sentences[:kept]) + " .")
+        cut = int(rng.integers(1, len(sentences)))
+        prefixes.append(" . ".join(sentences[:cut]) + " .")
     return prefixes
 
 # %% ../../nbs/7_evidence/02_scores.ipynb #d34a7da0
@@ -304,28 +304,28 @@ def agreements(
 
     mentions = content_mentions(testbed, text)
     start = len(prefix.split(" "))
-    found = []
+    comparisons = []
     for mention in mentions:
         factor = roles[mention.role].factor
-        known = [m for m in mentions if m.token < start and roles[m.role].factor == factor]
-        if mention.token < start or not known:
+        stated = [m for m in mentions if m.token < start and roles[m.role].factor == factor]
+        if mention.token < start or not stated:
             continue
-        latest = known[-1]
+        latest = stated[-1]
         distance = mention.token // block - latest.token // block
         fits = bool((values(mention) & values(latest)).any())
-        found.append(Agreement(distance, fits, 1 / len(roles[mention.role].words)))
-    return found
+        comparisons.append(Agreement(distance, fits, 1 / len(roles[mention.role].words)))
+    return comparisons
 
 # %% ../../nbs/7_evidence/02_scores.ipynb #37459b65
 def agreement_rows(
-    found: Sequence[Agreement],
+    comparisons: Sequence[Agreement],
     seed: int,
     setting: dict,
 ) -> list[dict]:      # one row per distance
     "Make a row for the agreements at each distance."
     rows = []
-    for distance in sorted({agreement.blocks for agreement in found}):
-        at_distance = [agreement for agreement in found if agreement.blocks == distance]
+    for distance in sorted({agreement.blocks for agreement in comparisons}):
+        at_distance = [agreement for agreement in comparisons if agreement.blocks == distance]
         hits = [agreement.fits for agreement in at_distance]
         chance = float(np.mean([agreement.chance for agreement in at_distance]))
         rows.append(row(seed, setting | {"blocks": distance}, "agrees", hits, "proportion", chance=chance))
@@ -333,7 +333,7 @@ def agreement_rows(
 
 # %% ../../nbs/7_evidence/02_scores.ipynb #6585ffa1
 def adherence(
-    sampler: Sampler,
+    sampler: TextSampler,
     testbed: Testbed,
     count: int,        # stories
     tokens: int,       # of a continuation, at most
@@ -348,10 +348,10 @@ def adherence(
     texts = [f"{prefix} {continuation.strip()}" for prefix, continuation in zip(prefixes, continuations)]
     judgements = [testbed.judge(text) for text in texts]
     rows = judgement_rows(judgements, ("parses", "consistent"), seed, setting, texts[:4], "continued ")
-    found = []
+    comparisons = []
     for prefix, text in zip(prefixes, texts):
-        found += agreements(testbed, prefix, text, block)
-    return rows + agreement_rows(found, seed, setting)
+        comparisons += agreements(testbed, prefix, text, block)
+    return rows + agreement_rows(comparisons, seed, setting)
 
 # %% ../../nbs/7_evidence/02_scores.ipynb #67f3346e
 def token_accuracy(
@@ -440,7 +440,7 @@ def exam_of(
 # %% ../../nbs/7_evidence/02_scores.ipynb #6c0bab97
 def score_sampler(
     exam: Exam,
-    sampler: Sampler,
+    sampler: TextSampler,
     seed: int,
     setting: dict,
 ) -> list[dict]:
@@ -458,7 +458,7 @@ def measure_settings(
     model: ColaDLM | Baseline,
     tokenizer: Tokenizer,
     settings: Iterable[dict[str, Any]],                  # changes to the run's sampler
-    measure: Callable[[Sampler, dict], list[dict]],      # of a sampler, and the changes that made it
+    measure: Callable[[TextSampler, dict], list[dict]],      # of a sampler, and the changes that made it
 ) -> list[dict]:
     "Measure a model under each of several settings of its sampler."
     rows = []

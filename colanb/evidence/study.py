@@ -186,8 +186,8 @@ def run_key(
 ) -> str:               # 16 hexadecimal digits
     "Hash all that decides the rows of a study's run."
     plan = profile.studies[study].model_dump(exclude={"grid"})
-    parts = [run.model_dump(mode="json"), profile.tasks.model_dump(), plan, corpus.manifest["key"]]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    inputs = [run.model_dump(mode="json"), profile.tasks.model_dump(), plan, corpus.manifest["key"]]
+    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
 
 # %% ../../nbs/7_evidence/04_study.ipynb #e48fd08e
 def run_study(
@@ -204,11 +204,11 @@ def run_study(
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for changes, run in runs:
-            kept = finished / f"{run_key(profile, name, run, corpus)}.json"
-            if not kept.exists():
+            rows_file = finished / f"{run_key(profile, name, run, corpus)}.json"
+            if not rows_file.exists():
                 measured = train_run(profile, name, run, changes, corpus, seed, Path(folder), unfinished)
-                write_atomically(kept, lambda path: path.write_text(json.dumps(measured)))
-            rows += [{**measured, **changes} for measured in json.loads(kept.read_text())]
+                write_atomically(rows_file, lambda path: path.write_text(json.dumps(measured)))
+            rows += [{**measured, **changes} for measured in json.loads(rows_file.read_text())]
     write_atomically(out, lambda path: path.write_text(rows_text(rows)))
     shutil.rmtree(finished)
     return pd.DataFrame(rows)

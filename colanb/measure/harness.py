@@ -192,9 +192,9 @@ class HarnessScorer:
         "Write continuations, cut before the first stop string."
         contexts, settings = zip(*(request.args[:2] for request in requests))
         texts = [""] * len(requests)
-        distinct = {str(own): own for own in settings}
+        distinct = {str(setting): setting for setting in settings}
         for shared in distinct.values():   # requests with the same settings are written together
-            members = [i for i, own in enumerate(settings) if own == shared]
+            members = [i for i, setting in enumerate(settings) if setting == shared]
             written = self.write([contexts[i] for i in members], **sample_changes(shared))
             for i, ids in zip(members, written):
                 text = self.tokenizer.continuation(self.tokenizer.encode(contexts[i]), ids)

@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 
 from ..config import CommandLine
 from ..generate.baselines import make_sampler
-from ..generate.sample import Sampler
+from ..generate.sample import TextSampler
 from .baseline_likelihood import text_likelihood
 from .estimators import Estimate, mean_interval
 from ..model.baselines import AR
@@ -133,7 +133,7 @@ def judged(
 # %% ../../nbs/6_measure/11_quality.ipynb #12c7cd5a
 @torch.no_grad()
 def continued(
-    sampler: Sampler,
+    sampler: TextSampler,
     asked: Sequence[Opening],
     batch: int = 64,
 ) -> list[list[int]]:
@@ -209,16 +209,16 @@ def main(
         _, judge, tokenizer = open_model(args.judge)
         run, model, _ = open_model(args.model)
         config = run.sampling(**changes, max_new_tokens=args.tokens)
-        asked = openings(corpus, args.openings, rest=args.tokens, split=args.split)
+        prompts = openings(corpus, args.openings, rest=args.tokens, split=args.split)
         known = known_words(corpus)
     except ValueError as error:
         print(f"colanb.measure.quality: {error}", file=sys.stderr)
         return 1
-    book = [opening.rest for opening in asked]
-    written = continued(make_sampler(model, tokenizer, config), asked)
+    book = [opening.rest for opening in prompts]
+    written = continued(make_sampler(model, tokenizer, config), prompts)
     shown = config.model_dump(include=SHOWN)
     for name, texts, settings in (("the book", book, {}), (run.name, written, shown)):
-        measures = judged(judge, tokenizer, known, asked, texts)
+        measures = judged(judge, tokenizer, known, prompts, texts)
         print_measures(name, args.split, settings, measures)
     return 0
 

@@ -329,10 +329,10 @@ def tiled_attention(
 def _xformers_bias(visibility: Visibility, device: str, dtype: torch.dtype) -> Tensor:
     "Build the additive bias, a view of a matrix whose rows are padded to a multiple of 8."
     mask = visibility.mask(device)
-    rows, columns = mask.shape
-    padded = math.ceil(columns / 8) * 8
-    bias = torch.full((rows, padded), float("-inf"), device=device, dtype=dtype)
-    bias = bias[:, :columns]
+    queries, keys = mask.shape
+    padded = math.ceil(keys / 8) * 8
+    bias = torch.full((queries, padded), float("-inf"), device=device, dtype=dtype)
+    bias = bias[:, :keys]
     return bias.masked_fill_(mask, 0.0)
 
 # %% ../../nbs/2_model/04_attention.ipynb #219c82b9
@@ -374,8 +374,8 @@ def _flex_mask(visibility: Visibility, device: str):
         clean_sees = ~column_is_noisy & (own | earlier)
         return torch.where(row_is_noisy, noisy_sees, clean_sees)
 
-    rows, columns = visibility.mask().shape
-    return create_block_mask(is_visible, None, None, rows, columns, device=device)
+    queries, keys = visibility.mask().shape
+    return create_block_mask(is_visible, None, None, queries, keys, device=device)
 
 # %% ../../nbs/2_model/04_attention.ipynb #cef74d9a
 def _flex_kernel() -> Callable:

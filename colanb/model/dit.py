@@ -108,11 +108,11 @@ class DiTNetwork(nn.Module):
         t: Float[Tensor, "u"],   # row 0 is used for pinned latents
     ) -> Times:
         "Compute every layer's modulation at a few times, so that the steps of a solver need not do it again."
-        rows = F.silu(self.time(t))
+        embedded = F.silu(self.time(t))
         index = t.new_zeros(1, 1, dtype=torch.long)
         modulations = [module for module in self.modules() if isinstance(module, Modulation)]
-        tables = {modulation: modulation.linear(rows) for modulation in modulations}
-        return Times(rows, index, None, tables)
+        tables = {modulation: modulation.linear(embedded) for modulation in modulations}
+        return Times(embedded, index, None, tables)
 
     def hidden(self,
         z: Float[Tensor, "b n d"],
@@ -153,13 +153,13 @@ def _packed_times(
 ) -> Times:
     "Embed the times of the packed pass."
     b, m = t.shape
-    rows = F.silu(dit.time(torch.cat([t.new_zeros(1), t.flatten()])))
+    embedded = F.silu(dit.time(torch.cat([t.new_zeros(1), t.flatten()])))
     index = torch.arange(1, b * m + 1, device=t.device).view(b, m)
     clean_groups = past * m // n
     index = F.pad(index, (clean_groups, 0))
     if pinned is not None:
         pinned = F.pad(pinned, (past, 0))
-    return Times(rows, index, pinned)
+    return Times(embedded, index, pinned)
 
 # %% ../../nbs/2_model/08_dit.ipynb #78ef2d6e
 def packed_inputs(

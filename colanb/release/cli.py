@@ -50,7 +50,7 @@ class BlockDrafts:
     "Decode a block after each solver step, as `on_step` of `Sampler.blocks`."
     def __init__(self, sampler: "colanb.generate.sample.Sampler"):
         self.sampler = sampler
-        self.past = []     # clean latents of the blocks before
+        self.past = []     # clean latents of the generated blocks before; those of the prompt are not among them
         self.lines = []    # what the block says at each step
 
     def __call__(self, block: int, t: float, z: "torch.Tensor") -> None:

@@ -291,7 +291,7 @@ class GivenNoise(Sampler):
 
     def noise(self,
         states: list[BlockState],   # one per item of the batch
-        *place: int | str,          # number of the block, and of a repaint step, which has no noise here
+        *place: int | str,          # the number of the block comes first
     ) -> Float[Tensor, "b s d"]:
         "Look up the noise of a block."
         block = place[0]

@@ -6,7 +6,7 @@
 __all__ = ['SPLIT_NAMES', 'SPOOL', 'BATCH', 'TRAINED_ON', 'content_of', 'cache_key', 'Corpus', 'text_digest', 'spool', 'spooled',
            'encode_all', 'tokenise', 'rounded_ratio', 'pack_split', 'make_manifest', 'write_manifest', 'write_splits',
            'write_corpus', 'streamed_split', 'Packer', 'Stream', 'save_progress', 'load_progress', 'training_texts',
-           'streamed_tokenizer', 'StreamWriter', 'stream_corpus', 'scratch_folder', 'prepare']
+           'streamed_tokenizer', 'StreamWriter', 'stream_corpus', 'unfinished_folder', 'prepare']
 
 # %% ../../nbs/1_text/07_corpus.ipynb #99b8ab7c
 import hashlib
@@ -551,8 +551,8 @@ def stream_corpus(
             writer.write_full_shards()
     writer.finish(key)
 
-# %% ../../nbs/1_text/07_corpus.ipynb #dc0df0f1
-def scratch_folder(
+# %% ../../nbs/1_text/07_corpus.ipynb #816eb24e
+def unfinished_folder(
     config: DataConfig,
     out: Path,  # folder of the corpus
     key: str,  # of the cache
@@ -577,7 +577,7 @@ def prepare(
         if manifest.get("key") == key:
             return Corpus.load(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = scratch_folder(config, out, key)
+    scratch = unfinished_folder(config, out, key)
     new = scratch / "new"
     new.mkdir(parents=True, exist_ok=True)
     write = stream_corpus if config.shard_sequences else write_corpus

@@ -579,7 +579,7 @@ class ExactLanguage:
         self.language = language
         self.grammar = Grammar(language)
         self.channel = Channel(self.grammar.roles, factor_strength, separable)
-        self.sure = Channel(self.grammar.roles, 1.0, separable)
+        self.sure = Channel(self.grammar.roles, 1.0, separable)  # for the judge: a word fits a value, or it does not
 
     def log_prob(self, text: str) -> float:
         "Compute log p(x) in nats; -inf if the language cannot say x."
