@@ -14,7 +14,7 @@ from colanb.model.linear import linear
 from colanb.model.trunk import SelfAttention
 
 ROOT = Path(__file__).resolve().parents[1]
-MISFIT = "import torch; from colanb.model.layers import linear; linear(torch.ones(2, 3), torch.ones(5, 4))"
+MISFIT = "import torch; from colanb.model.linear import linear; linear(torch.ones(2, 3), torch.ones(5, 4))"
 pytestmark = pytest.mark.skipif(os.environ["COLANB_TYPECHECK"] != "1", reason="COLANB_TYPECHECK is not 1")
 
 
