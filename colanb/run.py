@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['VOLATILE', 'KEPT_METADATA', 'PORTABLE', 'declared_parameters', 'parse_parameter', 'scrub_text', 'join_streams',
            'scrub_outputs', 'scrub', 'write_notebook', 'failing_cell', 'check_arguments', 'execute', 'relay',
-           'seed_environment', 'handing_on', 'end_with', 'seed_command', 'fan_out', 'check_names', 'run_typed', 'main']
+           'seed_environment', 'forward_sigterm', 'end_with_parent', 'seed_command', 'fan_out', 'check_names',
+           'run_typed', 'main']
 
 # %% ../nbs/01_run.ipynb #4611761c
 import ast
@@ -262,7 +263,7 @@ def seed_environment(
 
 # %% ../nbs/01_run.ipynb #4458b113
 @contextmanager
-def handing_on() -> Iterator[Callable[[], bool]]:
+def forward_sigterm() -> Iterator[Callable[[], bool]]:
     "Hand SIGTERM on to this process's children; what is yielded says whether it came."
     received = threading.Event()
 
@@ -281,7 +282,7 @@ def handing_on() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
 
 # %% ../nbs/01_run.ipynb #b70ac120
-def end_with(
+def end_with_parent(
     parent: int,            # process id
     interval: float = 0.5,  # seconds between two looks
 ) -> None:
@@ -380,10 +381,10 @@ def main(
     notebook, out, *pairs = argv
     params = dict(pair.split("=", 1) for pair in pairs)
     if "DVC_ROOT" in os.environ:
-        end_with(os.getppid())
+        end_with_parent(os.getppid())
     if os.environ.get("COLANB_PORTABLE") == "1":
         os.environ.update(PORTABLE)   # kernels inherit it
-    with handing_on() as stopping:
+    with forward_sigterm() as stopping:
         try:
             run_typed(notebook, out, params, stopping)
         except (OSError, ValueError, RuntimeError) as error:

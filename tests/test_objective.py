@@ -17,7 +17,7 @@ from colanb.model.dit import DiT
 from colanb.learn.losses import StepContext, masked_copy, patch_valid, prior_terms, stage1_loss, stage2_loss, with_filler
 from colanb.learn.path import clean_prefix, interpolate, path_logsnr, sample_time, time_of_logsnr
 from colanb.model.cola import ColaDLM
-from colanb.release.hub import twin
+from colanb.release.hub import with_shared_weights
 from colanb.model.vae import Encoder, Posterior, TextVAE, vae_logsnr
 from precision import assert_same_total, double_precision, gradients, redrawn
 
@@ -118,7 +118,7 @@ def reference_velocity(config, raw, zt, t):
 
 def reference_fm(dit, z0, counts, config, generator, rows):
     "Eq 3.7: every noisy block in a pass of its own behind its clean history."
-    (b, n), s, plain = counts.shape, dit.config.block_size, twin(dit, prediction="velocity", skip=False)
+    (b, n), s, plain = counts.shape, dit.config.block_size, with_shared_weights(dit, prediction="velocity", skip=False)
     k, z1 = n // s, torch.randn(b, n, dit.config.d_latent, generator=generator)
     times, held = reference_times(config, b, k, generator), reference_held(config, b, k, s, generator)
     total, number = torch.zeros(()), 0
@@ -501,7 +501,7 @@ def test_a_pass_reads_its_output_by_the_same_rule(dit):
     "`forward`, which generation and likelihood use, for a time per block."
     model = redrawn(DiT(DiTConfig(**DIT | dit)), 4)
     z, t = torch.randn(2, 6, 3, generator=stream("z")), torch.rand(2, 3, generator=stream("t")) + 0.01
-    raw, at = twin(model, prediction="velocity", skip=False)(z, t), t.repeat_interleave(2, 1)[..., None]
+    raw, at = with_shared_weights(model, prediction="velocity", skip=False)(z, t), t.repeat_interleave(2, 1)[..., None]
     variance = (1 - at) ** 2 + at**2
     expected = (z - raw) / at if "prediction" in dit else (2 * at - 1) / variance * z + raw / variance.sqrt()
     torch.testing.assert_close(model(z, t), expected)

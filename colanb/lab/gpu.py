@@ -53,8 +53,8 @@ from ..model.baselines import make_baseline
 from ..model.cola import ColaDLM
 from ..model.trunk import use
 from ..model.visibility import Visibility
-from ..release.conformance import Fixture, conform, summary
-from ..release.hub import halved
+from ..release.conformance import Fixture, compare_all, summary
+from ..release.hub import to_bfloat16
 from ..text.corpus import Corpus
 
 # %% ../../nbs/8_lab/07_gpu.ipynb #01187130
@@ -161,7 +161,7 @@ def conformance(setup: Setup) -> dict[str, Any]:
     found = {}
     for folder in sorted((setup.pack / "fixtures").glob("*/fixture.json")):
         fixture = Fixture(folder.parent, setup.device)
-        lines = list(conform(fixture))
+        lines = list(compare_all(fixture))
         found[folder.parent.name] = summary(lines, fixture.arrays.keys() - fixture.used)
     return found or {"error": "no recorded outputs were packed"}
 
@@ -327,7 +327,7 @@ def pack_model(folder: Path, out: Path) -> None:   # a model folder, a zip file
         for path in sorted(folder.iterdir()):
             if path.is_dir() or path == average: continue
             source = average if path.name == "dit.safetensors" and average.exists() else path
-            packed.writestr(path.name, save(halved(load_file(source))) if path.suffix == ".safetensors" else path.read_bytes())
+            packed.writestr(path.name, save(to_bfloat16(load_file(source))) if path.suffix == ".safetensors" else path.read_bytes())
 
 # %% ../../nbs/8_lab/07_gpu.ipynb #0483d2c6
 def training(name: str, setup: Setup) -> dict[str, Any]:   # a run of the profile `english`

@@ -6,8 +6,9 @@
 __all__ = ['DIT_DEFAULTS', 'DIT_FIELDS', 'VAE_DEFAULTS', 'VAE_FIELDS', 'DIT_NAMES', 'VAE_BLOCK_NAMES', 'VAE_NAMES',
            'check_dit_settings', 'dit_config', 'check_vae_settings', 'vae_config', 'merge_settings', 'dit_settings',
            'vae_settings', 'released_parts', 'to_release', 'tensor_files', 'StoredTensors', 'abbreviate',
-           'check_tensors', 'rope_tensors', 'fill', 'ReleasedTokenizer', 'ColaModel', 'released_part', 'read_release',
-           'write_network', 'write_release', 'fetch_folder', 'load', 'prior_weights', 'halved', 'ship', 'twin']
+           'check_tensors', 'rope_tensors', 'load_released_weights', 'ReleasedTokenizer', 'ColaModel', 'released_part',
+           'read_release', 'write_network', 'write_release', 'fetch_folder', 'load', 'prior_weights', 'to_bfloat16',
+           'ship', 'with_shared_weights']
 
 # %% ../../nbs/5_release/01_hub.ipynb #fad50e82
 import json
@@ -393,7 +394,7 @@ def rope_tensors(dit: DiT) -> dict[str, Tensor]:
 
 # %% ../../nbs/5_release/01_hub.ipynb #44e70b36
 @torch.no_grad()
-def fill(
+def load_released_weights(
     model: nn.Module,          # DiT or TextVAE, changed in place
     stored: StoredTensors,
     names: Mapping,            # DIT_NAMES or VAE_NAMES
@@ -511,8 +512,8 @@ def read_release(folder: Path | str) -> ColaModel:
     dit_tensors = StoredTensors(dit_folder)
     vae_tensors = StoredTensors(vae_folder)
     model = ColaDLM(vae, dit)
-    fill(model.dit, dit_tensors, DIT_NAMES)
-    fill(model.vae, vae_tensors, VAE_NAMES)
+    load_released_weights(model.dit, dit_tensors, DIT_NAMES)
+    load_released_weights(model.vae, vae_tensors, VAE_NAMES)
     tokenizer = ReleasedTokenizer.load(Path(folder) / "tokenizer.json")
     return ColaModel(run, model, tokenizer, {"cola_dit": dit_kept, "cola_vae": vae_kept})
 
@@ -584,7 +585,7 @@ def prior_weights(
     return None
 
 # %% ../../nbs/5_release/01_hub.ipynb #63985bab
-def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_bfloat16(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     "Round weights to bfloat16; leave integers as they are."
     return {name: x.to(torch.bfloat16) if x.is_floating_point() else x for name, x in tensors.items()}
 
@@ -601,14 +602,14 @@ def ship(
     run = run.replace(dit=run.dit.replace(next_head=False), flow=run.flow.replace(lambda_next=0.0))
     dit = {name: x for name, x in load_file(source).items() if not name.startswith("following.")}
     out.mkdir(parents=True, exist_ok=True)
-    save_file(halved(dit), out / "dit.safetensors")
+    save_file(to_bfloat16(dit), out / "dit.safetensors")
     vae = load_file(folder / "vae.safetensors")
-    save_file(halved(vae), out / "vae.safetensors")
+    save_file(to_bfloat16(vae), out / "vae.safetensors")
     (out / "run.json").write_text(run.model_dump_json(indent=1) + "\n")
     shutil.copyfile(folder / "tokenizer.json", out / "tokenizer.json")
 
 # %% ../../nbs/5_release/01_hub.ipynb #8882eb91
-def twin(
+def with_shared_weights(
     model: nn.Module,  # DiT or TextVAE
     **changes: Any,    # fields of its config
 ) -> nn.Module:
