@@ -269,12 +269,12 @@ def stage_flops(
 ) -> pd.DataFrame:       # columns part, forward, backward, total
     "Count the FLOPs per token of a stage, by part."
     flops = pass_flops(run)
-    rows = []
+    table = []
     for part, times in stage_mix(run, stage).items():
         forward = times.forward * flops[part].forward
         backward = times.backward * flops[part].backward
-        rows.append({"part": part, "forward": forward, "backward": backward, "total": forward + backward})
-    return pd.DataFrame(rows)
+        table.append({"part": part, "forward": forward, "backward": backward, "total": forward + backward})
+    return pd.DataFrame(table)
 
 # %% ../../nbs/6_measure/09_cost.ipynb #5a37a909
 class Work(NamedTuple):
@@ -501,7 +501,7 @@ def kept_coefficients(
     bare: dict[int, int],               # sequences -> bytes kept outside blocks
 ) -> tuple[int, int, int, int]:         # `outside`, `layer`, `final` and `cast` of `Kept`
     "Solve for the bytes of each kind from passes of 1 and 2 layers and sequences."
-    block = {rows: size[2, rows] - size[1, rows] for rows in (1, 2)}
+    block = {sequences: size[2, sequences] - size[1, sequences] for sequences in (1, 2)}
     layer = block[2] - block[1]
     cast = block[1] - layer
     outside = bare[2] - bare[1]
@@ -608,10 +608,10 @@ def kept_in(
     held = during = last = 0.0
     for part, part_kept in kept_by_part.items():
         copies = 2 if part.startswith("VAE") and run.flow.lambda_mask else 1   # the mask loss stacks a second one
-        rows = copies * microbatch
-        held += part_kept.forward(rows, recompute)
-        during = max(during, part_kept.backward(rows, recompute))
-        last = max(last, part_kept.last(rows))
+        sequences = copies * microbatch
+        held += part_kept.forward(sequences, recompute)
+        during = max(during, part_kept.backward(sequences, recompute))
+        last = max(last, part_kept.last(sequences))
     return held, during, last
 
 # %% ../../nbs/6_measure/09_cost.ipynb #65c50fb7

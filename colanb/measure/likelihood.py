@@ -188,16 +188,19 @@ class LinearGaussian:
         return MultivariateNormal(mean, scale_tril=self.width * self.root)
 
     def infer(self, x, generator):
+        "Draw z from q(z|x), and return it with log q(z|x)."
         mean = x @ self.weight @ self.covariance / self.noise**2    # of the posterior
         e = torch.randn(mean.shape, generator=generator).to(mean)
         z = mean + (self.shift + self.width * e) @ self.root.T
         return z, self.q(mean).log_prob(z)
 
     def log_likelihood(self, x, z):
+        "Return log p(x|z)."
         mean = z @ self.weight.T
         return Normal(mean, self.noise).log_prob(x).sum(-1)
 
     def log_prior(self, x, z, generator):
+        "Return log p(z), by the ODE."
         return flow_log_prob(standard_velocity, z, self.ode, generator)
 
     def prefix(

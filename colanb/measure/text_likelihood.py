@@ -257,6 +257,7 @@ class TextScorer(BlockPrior):
 
     @torch.no_grad()
     def infer(self, x, generator):
+        "Draw scored latents from the posterior and those left over from the flow; a prompt's are its posterior mean."
         own, left_over = self.spans(x)
         q = self.vae.encode(x.ids)
         z = q.sample(generator)
@@ -278,6 +279,7 @@ class TextScorer(BlockPrior):
 
     @torch.no_grad()
     def log_likelihood(self, x, z):
+        "Return log p(x|z0) of the scored tokens."
         log_probs = self.vae.decode(z).float().log_softmax(-1)
         log_probs = log_probs.gather(-1, x.ids[..., None])[..., 0]
         position = torch.arange(x.ids.shape[1], device=z.device)
@@ -285,6 +287,7 @@ class TextScorer(BlockPrior):
         return (log_probs * scored).sum(1)
 
     def log_prior(self, x, z, generator):
+        "Return log p(z0) of all latents after the prompt."
         own, left_over = self.spans(x)
         _, density = self.flow(z, own | left_over, generator)
         return density
@@ -394,15 +397,15 @@ def score_texts(
     if truth.isfinite().all():
         log_aggregate = bayes_aggregate(scorer, texts)
         quarter = max(1, samples // 4)
-        parts = decompose(scorer, x, log_aggregate, quarter, stream(seed, "parts"), chunk, progress)._asdict()
+        elbo_parts = decompose(scorer, x, log_aggregate, quarter, stream(seed, "parts"), chunk, progress)._asdict()
     else:
-        parts = {"reconstruction": weights.reconstruction.mean(1)}
+        elbo_parts = {"reconstruction": weights.reconstruction.mean(1)}
     columns = {
         "tokens": [len(known.ids) for known in texts],
         "words": [len(known.text.split()) for known in texts],
         "truth": truth,
         **weight_columns(weights),
-        **parts,
+        **elbo_parts,
     }
     return pd.DataFrame({name: _as_array(values) for name, values in columns.items()})
 
@@ -442,7 +445,7 @@ def price_list(
     def density_under(setting: dict) -> Density:
         return TextScorer(model, ODEConfig(**setting)).log_prior(x, z, stream(seed, "probes"))
 
-    rows = []
+    table = []
     for setting in tqdm(settings, desc="cost", unit="setting", leave=False, disable=not progress):
         right = reference or {**setting, "divergence": "exact", "probes": 1}
         if str(right) not in references:
@@ -450,5 +453,5 @@ def price_list(
         start = time.perf_counter()
         density = density_under(setting)
         seconds = time.perf_counter() - start
-        rows.append(price_row(setting, density, references[str(right)], seconds))
-    return pd.DataFrame(rows)
+        table.append(price_row(setting, density, references[str(right)], seconds))
+    return pd.DataFrame(table)
