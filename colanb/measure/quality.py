@@ -9,6 +9,7 @@ __all__ = ['WORD', 'UNKNOWN', 'SHOWN', 'Opening', 'openings', 'known_words', 'in
 
 # %% ../../nbs/6_measure/11_quality.ipynb #7c0900ec
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence
