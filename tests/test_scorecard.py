@@ -39,12 +39,19 @@ def test_every_verdict_has_a_run_behind_it():
     tracked = set(subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n"))
     for v in verdicts():
         slug = v["slug"]
-        if v["verdict"] == "NT": assert v["note"], f"{v['claim']} has no reason"
+        if v["verdict"] in ("U", "NT"): assert v["note"], f"{v['claim']} has no reason"
         results = v["results"] if isinstance(v["results"], str) else f"data/results/{slug}/{v['profile']}"
         runs = [name for name in tracked if name.startswith(results)] or [name for name in tracked if name == f"figures/{slug}.ipynb" and slug.startswith("theory")]
         assert runs, f"{v['claim']}: nothing in {results}"
         executed = json.loads((ROOT / f"figures/{slug}.ipynb").read_text())
         assert any(cell.get("outputs") for cell in executed["cells"]), slug
+
+
+def test_the_sentence_at_the_top_counts_the_rows():
+    given = [row["Verdict"].strip("*") for row in scorecard()]
+    counts = ", ".join(f"{given.count(verdict)} {verdict}" for verdict in ("R", "NR", "U", "NT"))
+    text = (ROOT / "figures/scorecard.md").read_text()
+    assert f"\n{len(CLAIMS)} claims: {counts}. Profile" in text
 
 
 def test_rows_name_the_commit_of_their_run():
