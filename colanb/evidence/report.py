@@ -299,8 +299,8 @@ class Verdict(Config):
     criterion: str                   # what was fixed before the run
     ours: str                        # our numbers, with interval and n
     paper: str                       # the paper's numbers
-    verdict: Literal["R", "NR", "NT"]
-    note: str = ""                   # reason for NT, or what limits the result
+    verdict: Literal["R", "NR", "U", "NT"]
+    note: str = ""                   # reason for NT, how far from decided (U), or what limits the result
 
 # %% ../../nbs/7_evidence/05_report.ipynb #19c254b8
 def judge(
