@@ -49,8 +49,9 @@ def whole_nats(
     ids: Int[Tensor, "b l"],
     valid: Bool[Tensor, "b l"],
     generator: torch.Generator,
+    rows: slice = EVERY,
     context: StepContext | None = None,
 ) -> Loss:
     "Compute nats per token of whole sequences by the least noisy estimator."
-    nats = model.estimate(ids, valid, valid, generator).sum() / valid.sum()
+    nats = model.estimate(ids, valid, valid, generator, rows).sum() / valid.sum()
     return Loss(nats, {"nats": nats})

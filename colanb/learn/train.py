@@ -34,7 +34,7 @@ from ..text.corpus import Corpus, prepare
 
 # %% ../../nbs/3_learn/10_train.ipynb #ead97a28
 def validation(
-    loss_fn: Callable[..., Loss],   # (model, ids, valid, generator, context=...) -> Loss
+    loss_fn: Callable[..., Loss],   # (model, ids, valid, generator, rows, context) -> Loss of these rows
     corpus: Corpus,
     batch_size: int,
     batches: int = 4,               # fixed validation batches
@@ -49,7 +49,7 @@ def validation(
             ids = data[i].to(device)
             valid = ids != corpus.tokenizer.pad_id
             generator = stream("validation", i, device=str(device))
-            parts.append(loss_fn(model, ids, valid, generator, context=context).parts)
+            parts.append(loss_fn(model, ids, valid, generator, EVERY, context).parts)
         columns = {}
         for name in parts[0]:
             values = torch.stack([part[name] for part in parts])
@@ -165,7 +165,7 @@ def train_vae(
     torch.manual_seed(seed)
     model = ColaDLM(run.vae).to(device or pick_device())
 
-    def loss_fn(model, ids, valid, generator, rows=EVERY, context=None):
+    def loss_fn(model, ids, valid, generator, rows, context):
         ids, valid = with_filler(ids, valid, run.flow.filler, run.vae.patch_size, tokenizer.pad_id, generator)
         return stage1_loss(model, ids, valid, run.flow, generator, rows)
 
@@ -202,7 +202,7 @@ def _prior_losses(run: RunConfig, pad_id: int) -> tuple[Callable[..., Loss], Cal
         ids, valid = with_filler(ids, valid, run.flow.filler, run.vae.patch_size, pad_id, generator)
         return stage2_loss(model, ids, valid, run.flow, generator, context.train_vae, rows, context.block_size)
 
-    def check(model, ids, valid, generator, rows=EVERY, context=None):
+    def check(model, ids, valid, generator, rows, context):
         return loss_fn(model, ids, valid, generator, rows, context._replace(block_size=None))
 
     return loss_fn, check
