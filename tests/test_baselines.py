@@ -33,7 +33,7 @@ def llama_of(model):
     head = model.head.weight if model.head is not None else model.embedding.weight[:-1]
     weights["lm_head.weight"] = torch.cat([head, torch.zeros(1, c.width)])   # their output has a row for our start, too
     for i, block in enumerate(model.trunk.blocks):
-        q, k, v = block.attention.qkv.weight.split(block.attention.rows)
+        q, k, v = block.attention.qkv.weight.split(block.attention.widths)
         up, gate = block.mlp.proj_in.weight.chunk(2)
         ours = {"self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v, "self_attn.o_proj": block.attention.out.weight, "mlp.up_proj": up, "mlp.gate_proj": gate,
                 "mlp.down_proj": block.mlp.proj_out.weight, "input_layernorm": block.norm_attention.weight, "post_attention_layernorm": block.norm_mlp.weight}

@@ -373,12 +373,12 @@ def training_rows(
     kinds = dict.fromkeys(["fp32", *map(_peak_of, steps)])
     result = race(steps, plan.rounds, device=device, peaks=tuple(kinds))
     gflop = _training_gflop(plan, b, joint)
-    rows = []
+    timings = []
     for way in steps:
         settings = dict(batch=b, joint=joint, kept=kept, way=way + kept * ", memory kept")
         timing = _way_timing(result, way, gflop, None if joint or kept else first[way])
-        rows.append(settings | timing)
-    return rows
+        timings.append(settings | timing)
+    return timings
 
 # %% ../../nbs/8_lab/05_bench.ipynb #2b8bddcd
 def _attention_runs(
@@ -407,7 +407,7 @@ def _attention_runs(
 # %% ../../nbs/8_lab/05_bench.ipynb #6b2ae872
 def attention_rows(plan: Plan) -> list[dict[str, Any]]:
     "Time packed attention of one layer: dense, PyTorch's kernel with the mask, tiles; without and with backward."
-    rows = []
+    timings = []
     for n, s, backward in product(plan.attention, plan.blocks, (False, True)):
         if s > n:
             continue
@@ -417,7 +417,7 @@ def attention_rows(plan: Plan) -> list[dict[str, Any]]:
         repeat = max(1, min(16, 1024 // n))
         result = race(runs, plan.rounds, repeat=repeat, peaks=("fp32",))
         for way, seconds in result.seconds.items():
-            rows.append(dict(
+            timings.append(dict(
                 n=n,
                 block_size=s,
                 backward=backward,
@@ -425,7 +425,7 @@ def attention_rows(plan: Plan) -> list[dict[str, Any]]:
                 seconds=Spread.of(seconds)._asdict(),
                 ratio=result.ratio(way, "dense")._asdict(),
             ))
-    return rows
+    return timings
 
 # %% ../../nbs/8_lab/05_bench.ipynb #d5ecb2b4
 def precision_losses(
@@ -438,7 +438,7 @@ def precision_losses(
     for precision in ("fp32", "bf16"):
         trained = copy.deepcopy(model)
         optimizer = torch.optim.AdamW(trained.dit.parameters(), lr=1e-3)
-        of_steps = []
+        step_losses = []
         for i in range(steps):
             ids = batch(i)
             device = ids.device.type
@@ -449,8 +449,8 @@ def precision_losses(
             optimizer.zero_grad()
             loss.total.backward()
             optimizer.step()
-            of_steps.append(loss.total.detach())
-        losses[precision] = torch.stack(of_steps).tolist()   # read once, so that no step waits for the device
+            step_losses.append(loss.total.detach())
+        losses[precision] = torch.stack(step_losses).tolist()   # read once, so that no step waits for the device
     return losses
 
 # %% ../../nbs/8_lab/05_bench.ipynb #54543421
@@ -519,12 +519,12 @@ def _generation_race(
 def generation_rows(plan: Plan) -> list[dict[str, Any]]:
     "Time whole generations, the plain sampler against the sampler."
     model = make_model(plan)
-    rows = []
+    timings = []
     for length in plan.prompts:
         prompts = prompts_of(length, plan.vae.vocab_size)
         result, equal = _generation_race(plan, model, prompts)
         for way, seconds in result.seconds.items():
-            rows.append(dict(
+            timings.append(dict(
                 prompt=length,
                 batch=len(prompts),
                 way=way,
@@ -533,7 +533,7 @@ def generation_rows(plan: Plan) -> list[dict[str, Any]]:
                 tokens_per_second=len(prompts) * plan.new_tokens / median(seconds),
                 ids_equal=equal,
             ))
-    return rows
+    return timings
 
 # %% ../../nbs/8_lab/05_bench.ipynb #2edd509f
 def block_seconds(sampler: Sampler, prompts: list[str]) -> float:
@@ -603,9 +603,9 @@ def _history_line(
     "Fit seconds per new block by a straight line in the history."
     medians = [point.median for point in seconds]
     slope, constant = theilslopes(medians, histories)[:2]
-    rows = [dict(history=n, seconds=point._asdict()) for n, point in zip(histories, seconds)]
+    points = [dict(history=n, seconds=point._asdict()) for n, point in zip(histories, seconds)]
     return dict(
-        rows=rows,
+        rows=points,
         constant=float(constant),
         slope=float(slope),
         share=float(256 * slope / constant),
@@ -656,13 +656,13 @@ def best_row(
     kept: bool = False,      # among the rows with memory kept
 ) -> dict[str, Any]:
     "Find the fastest training step of the prior at the largest batch, in fp32."
-    rows = []
+    candidates = []
     for row in record["training"]:
         comparable = not row["joint"] and row["dtype"] == "fp32" and "AdamW" not in row["way"]
         if comparable and row.get("kept", False) == kept:
-            rows.append(row)
-    largest = max(row["batch"] for row in rows)
-    at_largest = [row for row in rows if row["batch"] == largest]
+            candidates.append(row)
+    largest = max(row["batch"] for row in candidates)
+    at_largest = [row for row in candidates if row["batch"] == largest]
     return min(at_largest, key=lambda row: row["seconds"]["median"])
 
 # %% ../../nbs/8_lab/05_bench.ipynb #c2da2745
@@ -697,28 +697,28 @@ def _training_targets(record: dict[str, Any]) -> list[tuple[str, str, bool]]:  #
 # %% ../../nbs/8_lab/05_bench.ipynb #30438f04
 def _generation_targets(record: dict[str, Any]) -> list[tuple[str, str, bool]]:  # target, measured, met
     "Judge the targets of generation and of its history."
-    rows = []
+    judged = []
     for row in record["generation"]:
         if row["way"] == "plain":
             continue
         speedup = f"generation, batch {row['batch']}, prompts of {row['prompt']}: at least 5x plain"
-        rows.append((speedup, span(row["ratio"]) + " x", row["ratio"]["median"] >= 5))
+        judged.append((speedup, span(row["ratio"]) + " x", row["ratio"]["median"] >= 5))
     share = record["history"]["share"]
     growth = "256 latents of history add less than 10 % to a block"
-    rows.append((growth, f"{100 * share:.3g} %", abs(share) < .1))
-    return rows
+    judged.append((growth, f"{100 * share:.3g} %", abs(share) < .1))
+    return judged
 
 # %% ../../nbs/8_lab/05_bench.ipynb #fa0c520e
 def targets(record: dict[str, Any]) -> list[dict[str, Any]]:
     "Judge every target: what was asked, what was measured, and whether that is enough."
-    rows = _training_targets(record) + _generation_targets(record)
-    return [dict(target=target, ours=ours, met=bool(met)) for target, ours, met in rows]
+    judged = _training_targets(record) + _generation_targets(record)
+    return [dict(target=target, ours=ours, met=bool(met)) for target, ours, met in judged]
 
 # %% ../../nbs/8_lab/05_bench.ipynb #09574a1c
-def _training_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _training_table(timings: list[dict[str, Any]]) -> list[dict[str, Any]]:
     "Write the training steps as a table."
     table = []
-    for row in rows:
+    for row in timings:
         peak = f"{row['peak']['median']:.0f} GFLOP/s {row['dtype']}"
         compiling = row["compile_seconds"]
         table.append({
@@ -734,10 +734,10 @@ def _training_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 # %% ../../nbs/8_lab/05_bench.ipynb #b8d0cdd4
-def _attention_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _attention_table(timings: list[dict[str, Any]]) -> list[dict[str, Any]]:
     "Write the passes of attention alone as a table."
     table = []
-    for row in rows:
+    for row in timings:
         table.append({
             "n": row["n"],
             "Block": row["block_size"],
@@ -749,10 +749,10 @@ def _attention_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 # %% ../../nbs/8_lab/05_bench.ipynb #0e6b1e4a
-def _generation_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _generation_table(timings: list[dict[str, Any]]) -> list[dict[str, Any]]:
     "Write whole generations as a table."
     table = []
-    for row in rows:
+    for row in timings:
         table.append({
             "Prompt": row["prompt"],
             "Batch": row["batch"],
@@ -765,10 +765,10 @@ def _generation_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 # %% ../../nbs/8_lab/05_bench.ipynb #62661060
-def _history_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _history_table(timings: list[dict[str, Any]]) -> list[dict[str, Any]]:
     "Write the cost of a new block by history as a table."
     table = []
-    for row in rows:
+    for row in timings:
         table.append({
             "History": f"{row['history']:.0f}",
             "ms per new block": f"{1e3 * row['seconds']['median']:.0f}",
@@ -776,7 +776,7 @@ def _history_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 # %% ../../nbs/8_lab/05_bench.ipynb #a4d5f7cf
-def speed_tables(record: dict[str, Any]) -> dict[str, pd.DataFrame]:  # title -> rows
+def speed_tables(record: dict[str, Any]) -> dict[str, pd.DataFrame]:  # by title
     "Write the record as tables."
     goals = []
     for row in record["targets"]:
@@ -793,7 +793,7 @@ def speed_tables(record: dict[str, Any]) -> dict[str, pd.DataFrame]:  # title ->
         "Where the time goes": shares,
         "Attention alone": _attention_table(record["attention"]),
     }
-    return {title: pd.DataFrame(rows) for title, rows in tables.items()}
+    return {title: pd.DataFrame(table) for title, table in tables.items()}
 
 # %% ../../nbs/8_lab/05_bench.ipynb #7f52c130
 def calm(record: dict[str, Any]) -> str:
@@ -852,13 +852,13 @@ def machine() -> dict[str, Any]:
 def _all_training_rows(plan: Plan) -> list[dict[str, Any]]:
     "Time training steps at every batch size; jointly and with memory kept at the largest."
     largest = max(plan.batches)
-    rows = []
+    timings = []
     for b in plan.batches:
-        rows += training_rows(plan, b)
+        timings += training_rows(plan, b)
     fewer = plan._replace(rounds=min(3, plan.rounds))
-    rows += training_rows(fewer, largest, joint=True)
-    rows += training_rows(plan, largest, kept=True)   # last, as memory then stays kept
-    return rows
+    timings += training_rows(fewer, largest, joint=True)
+    timings += training_rows(plan, largest, kept=True)   # last, as memory then stays kept
+    return timings
 
 # %% ../../nbs/8_lab/05_bench.ipynb #394fb1e9
 _MEASUREMENTS: dict[str, Callable[[Plan], Any]] = {

@@ -175,12 +175,12 @@ def shape_errors(
     shape: tuple[int, int],   # latents, block size
 ) -> list[dict[str, Any]]:
     "Compute the errors of clean and packed passes of one shape."
-    rows = []
+    errors = []
     for packed, noisy_only in ((False, False), (True, False), (True, True)):
         sight = Visibility(*shape, packed, noisy_only)
-        errors = attempt(partial(backend_error, backend, sight, device))
-        rows.append(sight._asdict() | errors)
-    return rows
+        error = attempt(partial(backend_error, backend, sight, device))
+        errors.append(sight._asdict() | error)
+    return errors
 
 # %% ../../nbs/8_lab/07_gpu.ipynb #f3952cac
 def side_by_side(
@@ -192,14 +192,14 @@ def side_by_side(
     end = time.monotonic() + setup.seconds - 15
     pool = ProcessPoolExecutor(6, get_context("spawn"))
     futures = {pool.submit(shape_errors, name, setup.device, shape): (name, shape) for name, shape in cases}
-    rows = {}
+    errors = {}
     with suppress(TimeoutError):
         for future in as_completed(futures, timeout=end - time.monotonic()):
-            rows[futures[future]] = future.result()
+            errors[futures[future]] = future.result()
     for process in pool._processes.values():
         process.kill()
-    late = {case: [{"error": "out of time"}] for case in cases if case not in rows}
-    return rows | late
+    late = {case: [{"error": "out of time"}] for case in cases if case not in errors}
+    return errors | late
 
 # %% ../../nbs/8_lab/07_gpu.ipynb #c4e14181
 def worst_case(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -216,14 +216,13 @@ def backends(setup: Setup) -> dict[str, Any]:
     shapes = SHAPES[:3] if setup.tiny else SHAPES
     cases = [(name, shape) for name in names for shape in shapes]
     if setup.tiny:
-        rows = {(name, shape): shape_errors(name, setup.device, shape) for name, shape in cases}
+        errors = {(name, shape): shape_errors(name, setup.device, shape) for name, shape in cases}
     else:
-        rows = side_by_side(cases, setup)
-    report = {}
-    for name in names:
-        of_name = [errors for (backend, _), errors in rows.items() if backend == name]
-        report[name] = worst_case(sum(of_name, []))
-    return report
+        errors = side_by_side(cases, setup)
+    of_backend = {name: [] for name in names}
+    for (name, _), case_errors in errors.items():
+        of_backend[name] += case_errors
+    return {name: worst_case(case_errors) for name, case_errors in of_backend.items()}
 
 # %% ../../nbs/8_lab/07_gpu.ipynb #78ad6580
 def conformance(setup: Setup) -> dict[str, Any]:
@@ -540,14 +539,14 @@ def generation_speed(setup: Setup, name: str = "0.1B") -> list[dict[str, Any]]:
     cola, ar = _generation_models(setup, name)
     end = time.perf_counter() + setup.seconds - 20
     tokens, prompt = (16, 16) if setup.tiny else (64, 256)
-    rows = []
+    timings = []
     for batch in (1, 2) if setup.tiny else (1, 64):
         texts = [" ".join(map(str, ids)) for ids in prompts_of(prompt, 2048, batch)]
         for way, sampler in _samplers(cola, ar, tokens).items():
             if time.perf_counter() > end:
-                return rows
+                return timings
             seconds = _generation_seconds(setup, sampler, texts)
-            rows.append(dict(
+            timings.append(dict(
                 way=way,
                 batch=batch,
                 prompt=prompt,
@@ -555,7 +554,7 @@ def generation_speed(setup: Setup, name: str = "0.1B") -> list[dict[str, Any]]:
                 seconds=seconds._asdict(),
                 tokens_per_second=batch * tokens / seconds.median,
             ))
-    return rows
+    return timings
 
 # %% ../../nbs/8_lab/07_gpu.ipynb #1aa8424a
 def generation(setup: Setup) -> dict[str, Any]:
@@ -755,28 +754,28 @@ def run_parts(
 ) -> list[dict[str, Any]]:
     "Run groups one after the other, the parts of a group side by side, each within its limit and the time left."
     end = time.monotonic() + setup.seconds
-    rows = []
+    outcomes = []
     for group in groups:
         start = time.monotonic()
         running = {part: start_part(part, setup, end) for part in group}
         for part, (process, part_end) in running.items():
             outcome = _outcome(process, part_end)
             seconds = time.monotonic() - start
-            rows.append({"part": part, "outcome": outcome, "seconds": seconds})
+            outcomes.append({"part": part, "outcome": outcome, "seconds": seconds})
             print(f"== {part}: {outcome} after {seconds:.0f} s", flush=True)
-    return rows
+    return outcomes
 
 # %% ../../nbs/8_lab/07_gpu.ipynb #8c11ced8
 def gather(out: Path) -> None:
     "Collect the records of all parts in one file: few files come back from a card's machine."
     target = out / "results.json"
     records = json.loads(target.read_text()) if target.exists() else {}
-    parts = [path for path in sorted(out.glob("*.json")) if path != target]
-    for path in parts:
+    paths = [path for path in sorted(out.glob("*.json")) if path != target]
+    for path in paths:
         records[path.stem] = json.loads(path.read_text())
     text = json.dumps(records, indent=1) + "\n"
     write_atomically(target, lambda path: path.write_text(text))
-    for path in parts:
+    for path in paths:
         path.unlink()
 
 # %% ../../nbs/8_lab/07_gpu.ipynb #10bc2873
@@ -787,11 +786,11 @@ def gpu_parser() -> argparse.ArgumentParser:
         description="Run the checks, measurements and trainings that need a graphics card, in parts with time limits.",
     )
     add = parser.add_argument
-    parts = (
+    parts_help = (
         f"parts, those of a group joined by + and groups by commas: {', '.join(PARTS)}, "
         "train.RUN for a run of the profile `english`; NAME@SECONDS sets a limit"
     )
-    add("--parts", default=",".join(PARTS), help=parts)
+    add("--parts", default=",".join(PARTS), help=parts_help)
     add("--seconds", type=float, default=540.0, help="for all parts together (default: 540)")
     add("--pack", type=Path, default=ROOT / ".gpu", help="folder made by `make gpu-pack`")
     add("--out", type=Path, default=ROOT / ".gpu/out", help="folder of the results")
@@ -824,11 +823,11 @@ def main(
             measure_of(part)
     except ValueError as error:
         return _refuse(str(error))
-    rows = run_parts(groups, setup)
+    outcomes = run_parts(groups, setup)
     gather(args.out)
-    for row in rows:
+    for row in outcomes:
         print(f"{row['part']:20} {row['outcome']:14} {row['seconds']:6.0f} s")
-    return 0 if all(row["outcome"] == "done" for row in rows) else 1
+    return 0 if all(row["outcome"] == "done" for row in outcomes) else 1
 
 # %% ../../nbs/8_lab/07_gpu.ipynb #fca0a4c5
 if __name__ == "__main__" and "__file__" in globals():  # not inside a notebook

@@ -44,17 +44,17 @@ def budgets(
     "Compute tokens, EFLOPs and GPU-hours of stage 2 along Fig 10's budgets, or along a shorter run's own steps."
     tokens_per_step = run.stage2.batch_size * run.data.seq_len
     flops_per_token = stage_flops(run, "stage2").total.sum()
-    rows = []
+    table = []
     for steps in _budget_steps(run.stage2.steps):
         tokens = steps * tokens_per_step
-        rows.append({
+        table.append({
             "steps": steps,
             "tokens, 1e9": tokens / 1e9,
             "EFLOP by the paper's rule": tokens * PAPER_RULE / 1e18,
             "EFLOP": tokens * flops_per_token / 1e18,
             "GPU-hours": tokens * flops_per_token / (tflops * 1e12 * mfu) / 3600,
         })
-    return pd.DataFrame(rows)
+    return pd.DataFrame(table)
 
 # %% ../../nbs/8_lab/06_plan.ipynb #41bef079
 def _parameter_rows(run: RunConfig) -> list[dict[str, Any]]:
@@ -66,11 +66,11 @@ def _parameter_rows(run: RunConfig) -> list[dict[str, Any]]:
 # %% ../../nbs/8_lab/06_plan.ipynb #f5a41f50
 def _flop_rows(flops: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:  # stage -> FLOPs per token
     "Write the FLOPs per token of each stage and part, in 1e9."
-    rows = []
-    for stage, table in flops.items():
-        gflop = (table.set_index("part") / 1e9).reset_index()
-        rows += [{"stage": stage, **row} for row in gflop.to_dict("records")]
-    return rows
+    table = []
+    for stage, of_part in flops.items():
+        gflop = (of_part.set_index("part") / 1e9).reset_index()
+        table += [{"stage": stage, **row} for row in gflop.to_dict("records")]
+    return table
 
 # %% ../../nbs/8_lab/06_plan.ipynb #339c2263
 def _memory_rows(
@@ -78,12 +78,12 @@ def _memory_rows(
     gb: float,                                    # of a GPU
 ) -> list[dict[str, Any]]:
     "Write the memory of one GPU in each stage, in GB, and whether it fits."
-    rows = []
-    for stage, parts in bytes_of_stage.items():
-        gb_of_parts = {part: number / 1e9 for part, number in parts.items()}
-        total = sum(parts.values()) / 1e9
-        rows.append({"stage": stage, **gb_of_parts, "all": total, "fits": total < 0.92 * gb})
-    return rows
+    table = []
+    for stage, bytes_of_part in bytes_of_stage.items():
+        gb_of_part = {part: number / 1e9 for part, number in bytes_of_part.items()}
+        total = sum(bytes_of_part.values()) / 1e9
+        table.append({"stage": stage, **gb_of_part, "all": total, "fits": total < 0.92 * gb})
+    return table
 
 # %% ../../nbs/8_lab/06_plan.ipynb #14df041c
 def _step_row(

@@ -361,7 +361,7 @@ def _flex_mask(visibility: Visibility, device: str):
     n, s, packed, noisy_only = visibility
     clean = n - s if packed else n
 
-    def is_visible(batch, head, row, column):
+    def is_visible(row, column):
         if noisy_only:
             row = row + clean
         row_is_noisy = row >= clean
@@ -375,7 +375,9 @@ def _flex_mask(visibility: Visibility, device: str):
         return torch.where(row_is_noisy, noisy_sees, clean_sees)
 
     queries, keys = visibility.mask().shape
-    return create_block_mask(is_visible, None, None, queries, keys, device=device)
+    # a lambda: PyTorch counts its parameters, and a function that is checked in tests hides them
+    rule = lambda batch, head, row, column: is_visible(row, column)
+    return create_block_mask(rule, None, None, queries, keys, device=device)
 
 # %% ../../nbs/2_model/04_attention.ipynb #cef74d9a
 def _flex_kernel() -> Callable:

@@ -92,7 +92,7 @@ def test_a_disk_that_is_full(place):
     "A file system too small for a checkpoint: refused before a byte is written, with the bytes that are needed."
     mount = ["unshare", "--map-root-user", "--mount", "sh", "-c", 'mkdir -p "$0" && mount -t tmpfs -o size=24k tmpfs "$0" && exec "$@"', str(place / "small")]
     if subprocess.run([*mount, "true"], capture_output=True).returncode: pytest.skip("no right to mount a file system")
-    done = subprocess.run([*mount, sys.executable, str(Path(__file__).with_name("trainers.py")), "ar", str(place / "small")], capture_output=True, text=True)
+    done = subprocess.run([*mount, sys.executable, str(Path(__file__).with_name("trainers.py")), json.dumps([["ar", str(place / "small"), {}]])], capture_output=True, text=True)
     assert done.returncode != 0 and "No space left on device" in done.stderr and "it needs" in done.stderr, done.stderr[-500:]
     record("disk_full", {"exit": done.returncode, "message": done.stderr.strip().split("\n")[-1].replace(str(place), "run")})
 
