@@ -71,10 +71,10 @@ class BaselineSampler(TextSampler):
         mask = self.model.config.vocab_size
         start = torch.tensor([len(prompt) for prompt in ids])
         width = int(start.max()) + room
-        rows = [[*prompt, *[mask] * (width - len(prompt))] for prompt in ids]
+        padded = [[*prompt, *[mask] * (width - len(prompt))] for prompt in ids]
         seen = torch.arange(width) < (start + room)[:, None]
         return Canvas(
-            ids=torch.tensor(rows).to(device),
+            ids=torch.tensor(padded).to(device),
             start=start.to(device),
             seen=None if seen.all() else seen.to(device),
         )
@@ -124,13 +124,13 @@ class ARSampler(BaselineSampler):
             tokens = self.choose(live, logits[:, None], k)
             self.extend(live, tokens.tolist())
             yield states
-            rows = unfinished(live)
-            if not rows or k + 1 == limit:
+            remaining = unfinished(live)
+            if not remaining or k + 1 == limit:
                 return
-            if len(rows) < len(live):
-                live = [live[row] for row in rows]
-                cache = cache.select(rows)
-                tokens = tokens[rows]
+            if len(remaining) < len(live):
+                live = [live[row] for row in remaining]
+                cache = cache.select(remaining)
+                tokens = tokens[remaining]
             logits = self.model(tokens, cache)[:, -1]
             cache.advance(1)
 
@@ -173,11 +173,11 @@ class LLaDASampler(BaselineSampler):
             self._fill_block(live, canvas, index, k)
             self.extend(live, canvas.ids.gather(1, index).tolist())
             yield states
-            rows = unfinished(live)
-            if not rows:
+            remaining = unfinished(live)
+            if not remaining:
                 return
-            live = [live[row] for row in rows]
-            canvas = canvas.keep(rows)
+            live = [live[row] for row in remaining]
+            canvas = canvas.keep(remaining)
 
     def _fill_block(self,
         live: list[BlockState],
@@ -195,13 +195,13 @@ class LLaDASampler(BaselineSampler):
         canvas: Canvas,
         index: Int[Tensor, "b w"],   # places of the block
         count: int,
-        *place: int,                 # numbers of block and pass
+        *numbers: int,               # of block and pass, for the random streams
     ) -> None:
         "Fix the `count` surest predictions of each block, in place."
         masked = canvas.ids.gather(1, index) == self.model.config.vocab_size
         logits = _logits_at(self._predict(canvas), index).float()
-        chosen = self.choose(live, logits, *place)
-        confidence = self._confidence(live, logits, chosen, *place)
+        chosen = self.choose(live, logits, *numbers)
+        confidence = self._confidence(live, logits, chosen, *numbers)
         confidence = confidence.masked_fill(~masked, -1.0)
         surest = confidence.topk(count, -1).indices
         canvas.ids.scatter_(1, index.gather(1, surest), chosen.gather(1, surest))
@@ -210,14 +210,14 @@ class LLaDASampler(BaselineSampler):
         live: list[BlockState],
         logits: Float[Tensor, "b w v"],
         chosen: Int[Tensor, "b w"],
-        *place: int,
+        *numbers: int,
     ) -> Float[Tensor, "b w"]:
         "Rate predictions by their probability or, with random remasking, by chance."
         if self.model.config.remasking == "low_confidence":
             return logits.softmax(-1).gather(-1, chosen[..., None]).squeeze(-1)
         ratings = []
         for state in live:
-            generator = stream(self.config.seed, state.seed, *place, "order")
+            generator = stream(self.config.seed, state.seed, *numbers, "order")
             ratings.append(torch.rand(chosen.shape[1], generator=generator))
         return torch.stack(ratings).to(logits)
 

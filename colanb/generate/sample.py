@@ -375,7 +375,7 @@ def begin_states(
 
 # %% ../../nbs/4_generate/01_sample.ipynb #0fce1b93
 def unfinished(states: list[BlockState]) -> list[int]:
-    "Number the states that have not stopped."
+    "Find the rows of the states that have not stopped."
     return [row for row, state in enumerate(states) if not state.done]
 
 # %% ../../nbs/4_generate/01_sample.ipynb #93671100
@@ -389,7 +389,7 @@ class TextSampler(ABC):
     def __init__(self, tokenizer: Tokenizer, config: SampleConfig):
         self.tokenizer = tokenizer
         self.config = config
-        self.stop_ids = getattr(tokenizer, "stop_ids", {tokenizer.eos_id})
+        self.stop_ids = getattr(tokenizer, "stop_ids", {tokenizer.eos_id})   # released tokenizers have several
 
     @abstractmethod
     def blocks(self,
@@ -521,11 +521,11 @@ class _LatentSampler(TextSampler):
             self.decode(prefix.latents[:, :longest], cache)
             return
         for count in set(counts) - {0}:
-            rows = [row for row, own in enumerate(counts) if own == count]
-            part = cache.select(rows)
-            self.decode(prefix.latents[rows, :count * size], part)
-            cache.keys[:, rows] = part.keys
-            cache.values[:, rows] = part.values
+            rows_of_count = [row for row, own in enumerate(counts) if own == count]
+            part = cache.select(rows_of_count)
+            self.decode(prefix.latents[rows_of_count, :count * size], part)
+            cache.keys[:, rows_of_count] = part.keys
+            cache.values[:, rows_of_count] = part.values
 
 # %% ../../nbs/4_generate/01_sample.ipynb #1be1bfff
 class Sampler(_LatentSampler):
@@ -573,8 +573,8 @@ class Sampler(_LatentSampler):
         on_step: OnStep | None,
     ) -> Float[Tensor, "b s d"]:
         "Carry the next block of each sample from noise to data."
-        def noises(place):
-            return self.noise(batch.states, k, place)
+        def noises(purpose):
+            return self.noise(batch.states, k, purpose)
 
         def watch(t, z):
             on_step(k, t, z)
@@ -602,10 +602,10 @@ class Sampler(_LatentSampler):
 
     def _remember(self, batch: _LiveBatch, z: Float[Tensor, "b s d"]) -> None:
         "Let finished samples leave, and write the others' block into the DiT's cache."
-        rows = unfinished(batch.states)
-        if len(rows) < len(batch.states) and not self.release:   # in the release nobody leaves before the last one
-            batch.keep(rows)
-            z = z[rows]
+        remaining = unfinished(batch.states)
+        if len(remaining) < len(batch.states) and not self.release:   # in the release nobody leaves before the last one
+            batch.keep(remaining)
+            z = z[remaining]
         self.dit(z, z.new_zeros(len(z), 1), batch.dit_cache)
         batch.dit_cache.advance(z.shape[1])
         batch.open_next_block()

@@ -77,7 +77,7 @@ def seal(folder: Path) -> None:
     paths = sorted(folder.iterdir(), key=lambda path: path.name)
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(file_hash, paths))
-    files = {path.name: found for path, found in zip(paths, hashes)}
+    files = {path.name: entry for path, entry in zip(paths, hashes)}
     manifest = {"files": files, "sha256": _manifest_hash(files)}
     (folder / "manifest.json").write_text(json.dumps(manifest, separators=(",", ":")))
 

@@ -186,7 +186,7 @@ def _backward(
     objective: Objective,
     ids: Int[Tensor, "b l"],
     config: TrainConfig,
-    place: tuple,          # of the random stream: seed, label, step
+    stream_key: tuple,     # of the random stream: seed, label, step
     pad_id: int,
     context: StepContext,
 ) -> dict[str, Tensor]:
@@ -197,7 +197,7 @@ def _backward(
     sums = {}
     for rows in group.parts(len(ids), config.accumulate):
         with autocast(device.type, config.precision):
-            loss = objective(ids, valid, stream(*place, device=str(device)), rows, context)
+            loss = objective(ids, valid, stream(*stream_key, device=str(device)), rows, context)
         total = loss.total * group.world if group.world > 1 else loss.total
         total.backward()
         values = {"loss": loss.total.detach(), **loss.parts}
@@ -206,12 +206,12 @@ def _backward(
     return sums
 
 # %% ../../nbs/3_learn/08_loop.ipynb #c2314e54
-def _require_finite(values: dict[str, float], place: tuple) -> None:
+def _require_finite(values: dict[str, float], stream_key: tuple) -> None:
     "Raise `FloatingPointError` if loss or gradient norm is not finite."
     for name in ("loss", "grad_norm"):
         if not math.isfinite(values[name]):
             raise FloatingPointError(
-                f"{name} is {values[name]} at step {place[-1]}, stream {place}; "
+                f"{name} is {values[name]} at step {stream_key[-1]}, stream {stream_key}; "
                 f"weights are as before this step: {values}")
 
 # %% ../../nbs/3_learn/08_loop.ipynb #c2f98ec8
@@ -299,38 +299,38 @@ class _Run:
         self.optimizers = make_optimizers(self.model, config)
         self.device = next(self.model.parameters()).device
         state, self.log = resumed(scratch, self.model, self.optimizers)
-        self.first = state["step"]
         self.clock = Clock(state["seconds"])
         self.pace = Pace(config, self.clock, until)
+        self.bar = self._progress_bar(state["step"])
+        self.factor = 0.0       # of the learning rate in the current step
 
-    def steps(self) -> tqdm:
-        "Make the iterator over the steps that are left, with a progress bar."
-        self.bar = tqdm(
-            range(self.first, self.pace.last),
-            initial=self.first,
+    def _progress_bar(self, first: int) -> tqdm:
+        "Make the iterator over the steps that are left."
+        return tqdm(
+            range(first, self.pace.last),
+            initial=first,
             total=self.pace.total,
             desc=self.label,
             unit="step",
             mininterval=2,
             disable=not self.group.main,
         )
-        return self.bar
 
     def begin(self, step: int, hooks: Hooks) -> StepContext:
         "Freeze or thaw parts of the model, set all learning rates, and make the step's context."
-        place = self.pace.place(step)
-        rates = hooks.rates(place)
+        schedule_step = self.pace.place(step)
+        rates = hooks.rates(schedule_step)
         for part, rate in rates.items():
             getattr(self.model, part).requires_grad_(rate > 0)
-        self.factor = lr_factor(place, self.config)
+        self.factor = lr_factor(schedule_step, self.config)
         set_rates(self.optimizers, self.factor, rates)
-        return hooks.context_at(place)
+        return hooks.context_at(schedule_step)
 
     def update(self, step: int, ids: Int[Tensor, "b l"], pad_id: int, context: StepContext) -> None:
         "Train on a batch."
-        place = (self.seed, self.label, step)
+        stream_key = (self.seed, self.label, step)
         with recorded(self.scratch, step, self.seed, ids):
-            values = train_step(self.objective, ids, self.optimizers, self.config, place, pad_id, context)
+            values = train_step(self.objective, ids, self.optimizers, self.config, stream_key, pad_id, context)
         self.log.add(values)
         self.clock.count(ids.numel())
 
@@ -374,7 +374,7 @@ def _loop(
 ) -> None:
     "Train step by step until the run is over or is told to stop."
     config = run.config
-    for step in run.steps():
+    for step in run.bar:
         context = run.begin(step, hooks)
         ids = batches[step].to(run.device)
         run.update(step, ids, pad_id, context)

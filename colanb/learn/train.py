@@ -44,15 +44,15 @@ def validation(
 
     def evaluate(model: nn.Module, step: int, context: StepContext) -> dict[str, float]:
         device = next(model.parameters()).device
-        parts = []
+        measured = []
         for i in range(batches):
             ids = data[i].to(device)
             valid = ids != corpus.tokenizer.pad_id
             generator = stream("validation", i, device=str(device))
-            parts.append(loss_fn(model, ids, valid, generator, EVERY, context).parts)
+            measured.append(loss_fn(model, ids, valid, generator, EVERY, context).parts)
         columns = {}
-        for name in parts[0]:
-            values = torch.stack([part[name] for part in parts])
+        for name in measured[0]:
+            values = torch.stack([parts[name] for parts in measured])
             columns[f"val_{name}"] = float(values.mean())
         return columns
 
