@@ -105,13 +105,20 @@ def checks_of(module: str) -> list[Path]:
     return [NOTEBOOKS[module], *(path for path in files if path.exists())]
 
 
+def forget(name: str) -> None:
+    "Let the next import of a module read it again; a package keeps its modules as attributes, too."
+    sys.modules.pop(name, None)
+    package, _, last = name.rpartition(".")
+    if last in vars(sys.modules.get(package, sys)): delattr(sys.modules[package], last)
+
+
 def attempt(module: str, checks: list[Path], answer, limit: int) -> None:
     "In a process of its own: run the checks up to the first that fails, and say which that was."
     os.setsid()
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))       # processor time: other work on the machine does not matter
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2): os.dup2(nowhere, stream)
-    for name in needed_by(module): sys.modules.pop(name, None)
+    for name in needed_by(module): forget(name)
     for path in checks:
         began = time.process_time()
         try: run_check(path, module)
