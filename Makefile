@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := . .venv/bin/activate &&
 
-.PHONY: help .venv lab repro figures test drift smoke bench mutants export lock executed gpu-pack gpu-merge
+.PHONY: help .venv lab repro preview figures test drift smoke bench mutants export lock executed gpu-pack gpu-merge
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[.a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ lab: .venv  ## open the notebooks in JupyterLab
 
 repro: .venv  ## run the pipeline of the active profile: data, training, scores, figures
 	$(VENV) python .ci/pipeline && dvc repro
+
+preview: .venv  ## what `make repro` would run after your edits, and why (STAGE="rq3_cfg@quick" for one figure)
+	$(VENV) python .ci/pipeline && python .ci/preview $(STAGE)
 
 figures: .venv  ## draw the figures from committed results, without training (PROFILE=tiny)
 	$(VENV) python .ci/pipeline && python .ci/figures $(PROFILE)

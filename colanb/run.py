@@ -6,12 +6,13 @@
 __all__ = ['VOLATILE', 'KEPT_METADATA', 'PORTABLE', 'declared_parameters', 'parse_parameter', 'scrub_text', 'join_streams',
            'scrub_outputs', 'scrub', 'write_notebook', 'failing_cell', 'check_arguments', 'execute', 'relay',
            'seed_environment', 'forward_sigterm', 'end_with_parent', 'seed_command', 'fan_out', 'check_names',
-           'run_typed', 'main']
+           'replacing', 'run_typed', 'main']
 
 # %% ../nbs/01_run.ipynb #4611761c
 import ast
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +349,25 @@ def check_names(
             choices = ", ".join(sorted(entries))
             raise ValueError(f"{kind}={name!r} is not in profile {profile.name!r}; choose from {choices}")
 
+# %% ../nbs/01_run.ipynb #1a7839b6
+@contextmanager
+def replacing(
+    params: dict[str, str],        # parameters as typed
+) -> Iterator[dict[str, str]]:     # the same with another `out`
+    "If `out` is a folder of the project, yield a hidden one beside it that takes its place when nothing has failed."
+    if "out" not in params or not (place := ROOT / params["out"]).is_dir():
+        yield params
+        return
+    aside = place.with_name(f".{place.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)   # of a run that was killed
+    aside.mkdir()
+    try:
+        yield params | {"out": str(aside.relative_to(ROOT))}
+        shutil.rmtree(place)
+        aside.rename(place)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
 # %% ../nbs/01_run.ipynb #59a7a00f
 def run_typed(
     notebook: str,
@@ -380,13 +400,15 @@ def main(
         return 2
     notebook, out, *pairs = argv
     params = dict(pair.split("=", 1) for pair in pairs)
-    if "DVC_ROOT" in os.environ:
+    is_stage = "DVC_ROOT" in os.environ
+    if is_stage:
         end_with_parent(os.getppid())
     if os.environ.get("COLANB_PORTABLE") == "1":
         os.environ.update(PORTABLE)   # kernels inherit it
     with forward_sigterm() as stopping:
         try:
-            run_typed(notebook, out, params, stopping)
+            with replacing(params) if is_stage else nullcontext(params) as params:
+                run_typed(notebook, out, params, stopping)
         except (OSError, ValueError, RuntimeError) as error:
             message = "stopped by SIGTERM" if stopping() else error
             print(f"colanb.run: {message}", file=sys.stderr)

@@ -21,6 +21,8 @@ PARAMS = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
 PROFILES = {name: value for name, value in PARAMS.items() if name != "profile"}
 WRITER = run_path(str(ROOT / ".ci/pipeline"))
 SMOKE = run_path(str(ROOT / ".ci/smoke"))
+PREVIEW = run_path(str(ROOT / ".ci/preview"))["preview"]
+ACTIVE = PARAMS["profile"]["name"]
 CODE = WRITER["code_of"](ROOT, STAGES)
 VERSIONS = {11, 12, 13} - {sys.version_info.minor}
 OTHERS = list(filter(None, (shutil.which(f"python3.{version}") for version in sorted(VERSIONS))))
@@ -53,6 +55,18 @@ def test_drift_of_pipeline():
     kept = {str(path.relative_to(ROOT)): path.read_text() for path in paths}
     assert made.keys() == kept.keys(), "a stage was added or removed: run `make export`"
     assert [name for name in made if made[name] != kept[name]] == [], "run `make export`"
+
+
+def test_a_module_without_a_notebook_is_removed(tmp_path):
+    "After a notebook is deleted or its module renamed, `make export` leaves no old module behind."
+    copy_library(tmp_path)
+    (tmp_path / "nbs/8_lab/07_gpu.ipynb").unlink()
+    edit(tmp_path / "nbs/8_lab/06_plan.ipynb", "^#\\| default_exp lab.plan$", "#| default_exp lab.planning")
+    (tmp_path / "colanb/lab/by_hand.py").write_text("x = 1\n")
+    before = {path.name for path in (tmp_path / "colanb").rglob("*.py")}
+    WRITER["remove_orphans"](tmp_path)
+    after = {path.name for path in (tmp_path / "colanb").rglob("*.py")}
+    assert before - after == {"gpu.py", "plan.py"}
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -193,16 +207,34 @@ def test_fingerprints_are_those_of_another_python(python):
     assert json.loads(done.stdout) == [WRITER["fingerprint"](path) for path in files]
 
 
-def test_a_fresh_clone_has_nothing_to_run(tmp_path):
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    "What a user has after `git clone`: no data, no trained models."
+    folder = tmp_path_factory.mktemp("clone")
+    SMOKE["copy_tree"](ROOT, folder)
+    shutil.copy(ROOT / "dvc.lock", folder)
+    return folder
+
+
+def test_a_fresh_clone_has_nothing_to_run(clone):
     "Committed results are those of the committed code and settings; without trained models they are not made again."
-    SMOKE["copy_tree"](ROOT, tmp_path)
-    shutil.copy(ROOT / "dvc.lock", tmp_path)
-    command = [Path(sys.executable).with_name("dvc"), "repro", "--dry", "--allow-missing"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    running = re.findall(r"Running stage '([^']+)'", done.stdout)
-    assert running == [], "out of date: `dvc repro`, or `make lock` after a proof that the results are the same"
-    assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"didn't change, skipping", done.stdout)) > len(STAGES)
+    assert PREVIEW(clone) == {}, "out of date: `dvc repro`, or `make lock` after a proof that the results are the same"
+
+
+def test_preview_names_what_an_edit_reruns(clone):
+    "A study's setting: the study, the data it needs, and the figures that read it; nothing else."
+    text = (clone / "params.yaml").read_text()
+    before, profile, after = re.split(rf"(^{ACTIVE}: .*?)(?=^\w)", text, maxsplit=1, flags=re.M | re.S)
+    edited = re.sub(r"(    drift:.*?items: )\d+", r"\g<1>11", profile, flags=re.S)
+    assert edited != profile
+    (clone / "params.yaml").write_text(before + edited + after)
+    found = PREVIEW(clone, [f"drift@{ACTIVE}"])
+    (clone / "params.yaml").write_text(text)
+    assert found == {
+        "prepare@study": "not here, needed by study@drift",
+        "study@drift": "params.yaml: studies.drift",
+        f"drift@{ACTIVE}": "follows study@drift",
+    }
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -216,7 +248,7 @@ def test_figure_stages_read_only_what_git_keeps():
         outs = stage(name)["outs"]
         if not any("${profile.figures}" in str(out) for out in outs): continue
         assert not any(d.startswith(("data/tokens", "data/vaes", "data/runs")) for d in stage(name)["deps"]), name
-        assert all(isinstance(out, dict) and list(out.values()) == [{"cache": False}] for out in outs), name
+        assert all(isinstance(out, dict) and list(out.values()) == [{"cache": False, "persist": True}] for out in outs), name
 
 
 @pytest.mark.parametrize("name", PROFILES)
