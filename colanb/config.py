@@ -511,6 +511,8 @@ class TaskConfig(Config):
     items: Count = 100                  # items per task, the same for every seed
     texts: NonNegativeInt = 100         # unconditional texts per seed (testbed: stories, judged by its parser)
     text_tokens: Count = 48             # longest unconditional text
+    judge: str | None = None            # real text: folder of an AR model of the same text, which judges continuations
+    openings: NonNegativeInt = 64       # openings of each held-out split that are continued for the judge
     batch_size: Count = 100
     rule: Literal["release", "paper"] = "release"   # whose rule decides what is a right answer
     seed: NonNegativeInt = 2605         # seed of the testbed's items

@@ -6,7 +6,8 @@
 __all__ = ['PRONOUNS', 'testbed_of', 'items_of', 'row', 'rows_text', 'score_tasks', 'continue_texts', 'write_texts', 'is_story',
            'judgement_rows', 'judge_texts', 'priced_stories', 'text_nats', 'likeliest_option', 'rank_options',
            'cut_texts', 'Agreement', 'content_mentions', 'agreements', 'agreement_rows', 'adherence', 'token_accuracy',
-           'reconstruction', 'trace_texts', 'Exam', 'exam_of', 'score_sampler', 'measure_settings']
+           'reconstruction', 'trace_texts', 'Reader', 'reader_of', 'judge_continuations', 'Exam', 'exam_of',
+           'score_sampler', 'measure_settings']
 
 # %% ../../nbs/7_evidence/02_scores.ipynb #1e0b8085
 import copy
@@ -26,10 +27,12 @@ from ..generate.baselines import make_sampler
 from ..generate.sample import Sampler, TextSampler
 from ..learn.path import interpolate
 from ..measure.baseline_likelihood import text_likelihood
+from ..measure.quality import Opening, continuation_outcomes, continue_openings, known_words, openings
 from ..measure.scoring import evaluate
 from ..measure.tasks import Item, load_items
-from ..model.baselines import Baseline
+from ..model.baselines import AR, Baseline
 from ..model.cola import ColaDLM
+from ..model.folders import open_model
 from ..text.corpus import Corpus
 from ..text.grammar import Mention, read
 from ..text.testbed import Judgement, Testbed
@@ -55,13 +58,13 @@ def items_of(
 ) -> dict[str, list[Item]]:          # task -> its items
     "Load the items of each task, from `tasks.path` or from the testbed; `ValueError` if there is neither."
     tasks = profile.tasks
-    names = names or tasks.names
+    names = tasks.names if names is None else names
     count = count or tasks.items
     if tasks.path:
         folder = ROOT / tasks.path
         return {name: load_items(folder / f"{name}.jsonl")[:count] for name in names}
     testbed = testbed_of(run)
-    if testbed is None:
+    if testbed is None and names:
         raise ValueError("tasks.path is empty: a run on real text needs a folder of <task>.jsonl items")
     items = {}
     for name in names:
@@ -418,6 +421,49 @@ def trace_texts(
         traces.append(steps)
     return traces
 
+# %% ../../nbs/7_evidence/02_scores.ipynb #dafb04bb
+class Reader(NamedTuple):
+    "What judges continuations of real text, and the openings to continue."
+    judge: AR
+    known: set[str]                      # words of the training text
+    openings: dict[str, list[Opening]]   # by split
+
+# %% ../../nbs/7_evidence/02_scores.ipynb #b6579881
+def reader_of(
+    tasks: TaskConfig,
+    corpus: Corpus,
+    tokens: int,          # of a continuation, at most
+) -> Reader | None:       # None: the profile names no judge
+    "Open the judge of `tasks.judge`; `ValueError` if it reads other tokens than the corpus has."
+    if tasks.judge is None:
+        return None
+    _, judge, tokenizer = open_model(ROOT / tasks.judge)
+    if tokenizer.backend.to_str() != corpus.tokenizer.backend.to_str():
+        raise ValueError(f"tasks.judge={tasks.judge!r} has another tokenizer than the corpus")
+    chosen = {split: openings(corpus, tasks.openings, rest=tokens, split=split) for split in ("validation", "test")}
+    return Reader(judge, known_words(corpus), chosen)
+
+# %% ../../nbs/7_evidence/02_scores.ipynb #4b60c0e7
+def judge_continuations(
+    reader: Reader,
+    sampler: TextSampler,
+    batch_size: int,
+    seed: int,
+    setting: dict,
+) -> list[dict]:
+    "Continue held-out openings and measure what was written, and what the book says."
+    rows = []
+    for split, asked in reader.openings.items():
+        written = continue_openings(sampler, asked, batch_size)
+        for prefix, texts in {"": written, "book ": [opening.rest for opening in asked]}.items():
+            outcomes = continuation_outcomes(reader.judge, sampler.tokenizer, reader.known, asked, texts)
+            examples = [sampler.tokenizer.decode(text) for text in texts[:2]]
+            for name, values in outcomes.items():
+                unit = "nats/token" if name == "judge_nats" else "proportion"
+                place = {**setting, "split": split}
+                rows.append(row(seed, place, prefix + name, values, unit, examples=examples))
+    return rows
+
 # %% ../../nbs/7_evidence/02_scores.ipynb #81257b49
 class Exam(NamedTuple):
     "What a model is asked."
@@ -425,17 +471,20 @@ class Exam(NamedTuple):
     items: dict[str, list[Item]]    # by task
     testbed: Testbed | None         # the judge of texts
     texts: int                      # unconditional texts
+    reader: Reader | None           # the judge of continuations
 
 # %% ../../nbs/7_evidence/02_scores.ipynb #238c4de3
 def exam_of(
     profile: Profile,
     run: RunConfig,
     plan: SweepConfig | StudyConfig,   # which tasks, how many items and texts
+    corpus: Corpus,
 ) -> Exam:
     "Put together what a sweep or study asks the models of a run."
     texts = profile.tasks.texts if plan.texts is None else plan.texts
     items = items_of(profile, run, plan.names, plan.items)
-    return Exam(profile.tasks, items, testbed_of(run), texts)
+    reader = reader_of(profile.tasks, corpus, run.sample.max_new_tokens)
+    return Exam(profile.tasks, items, testbed_of(run), texts, reader)
 
 # %% ../../nbs/7_evidence/02_scores.ipynb #6c0bab97
 def score_sampler(
@@ -447,10 +496,12 @@ def score_sampler(
     "Score a model under one setting of its sampler."
     tasks = exam.tasks
     rows = score_tasks(sampler, exam.items, tasks.batch_size, tasks.rule, seed, setting)
-    if exam.testbed is None or exam.texts == 0:
-        return rows
-    texts = write_texts(sampler, exam.texts, tasks.text_tokens, tasks.batch_size, seed)
-    return rows + judge_texts(texts, exam.testbed, seed, setting)
+    if exam.testbed is not None and exam.texts > 0:
+        texts = write_texts(sampler, exam.texts, tasks.text_tokens, tasks.batch_size, seed)
+        rows += judge_texts(texts, exam.testbed, seed, setting)
+    if exam.reader is not None:
+        rows += judge_continuations(exam.reader, sampler, tasks.batch_size, seed, setting)
+    return rows
 
 # %% ../../nbs/7_evidence/02_scores.ipynb #1e164ef9
 def measure_settings(

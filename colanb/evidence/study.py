@@ -42,7 +42,7 @@ def run_sweep(
     sweep = profile.sweep(slug)
     if sweep.noise:
         return pd.DataFrame(reconstruction(model, corpus, sweep.noise, seed))
-    exam = exam_of(profile, run, sweep)
+    exam = exam_of(profile, run, sweep, corpus)
     tasks = profile.tasks
     block = run.dit.block_size * run.vae.patch_size   # tokens
 
@@ -75,7 +75,7 @@ class Watch:
         unknown = sorted(set(self.study.probes) - set(PROBES))
         if unknown:
             raise ValueError(f"studies.{study}.probes has {unknown}: choose from {sorted(PROBES)}")
-        self.exam = exam_of(profile, run, self.study)
+        self.exam = exam_of(profile, run, self.study, corpus)
         self.steps = {*self.study.checkpoints, run.stage2.steps}
         self.rows: list[dict] = []
         self.memory: dict[str, Any] = {}   # of probes

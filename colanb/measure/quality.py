@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORD', 'UNKNOWN', 'SHOWN', 'Opening', 'openings', 'known_words', 'inner_words', 'distinct', 'real_words',
-           'measure_continuations', 'continue_openings', 'quality_parser', 'sampler_changes', 'json_numbers',
-           'print_measures', 'main']
+           'continuation_outcomes', 'measure_continuations', 'continue_openings', 'quality_parser', 'sampler_changes',
+           'json_numbers', 'print_measures', 'main']
 
 # %% ../../nbs/6_measure/11_quality.ipynb #7c0900ec
 import json
@@ -100,36 +100,47 @@ def real_words(
     known: set[str],
     asked: Sequence[Opening],
     texts: Sequence[Sequence[int]],   # their continuations
-) -> Estimate:
-    "Estimate the share of real words; unknown if no continuation has a whole word."
+) -> list[float]:
+    "Compute the share of real words of each continuation that has a whole word."
     shares = []
     for opening, text in zip(asked, texts):
         words = inner_words(tokenizer.decode(opening.prompt), tokenizer.continuation(opening.prompt, text))
         if words:
             shares.append(np.mean([word in known for word in words]))
-    return mean_interval(shares) if shares else UNKNOWN
+    return shares
 
 # %% ../../nbs/6_measure/11_quality.ipynb #22aad669
-def measure_continuations(
+def continuation_outcomes(
     judge: AR,                        # trained on the same text
     tokenizer: Tokenizer,
     known: set[str],                  # `known_words`
     asked: Sequence[Opening],
     texts: Sequence[Sequence[int]],   # continuations, at least one token each
-) -> dict[str, Estimate]:
-    "Measure continuations: the judge's nats per token, share of real words, hits of the first token, distinct pairs."
+) -> dict[str, list[float]]:          # distinct_2: a single number
+    "Measure each continuation: the judge's nats per token, share of real words, hit of the first token; distinct pairs."
     if len(asked) != len(texts):
         raise ValueError(f"{len(texts)} texts for {len(asked)} prompts")
     prompts = [opening.prompt for opening in asked]
     scores = text_likelihood(judge, prompts, [list(text) for text in texts])
-    nats = [-score.value / score.tokens for score in scores]
-    hits = [float(text[0] == opening.rest[0]) for opening, text in zip(asked, texts)]
     return {
-        "judge_nats": mean_interval(nats),
+        "judge_nats": [-score.value / score.tokens for score in scores],
         "real_words": real_words(tokenizer, known, asked, texts),
-        "first_token": mean_interval(hits),
-        "distinct_2": UNKNOWN._replace(value=distinct(texts, 2), n=len(texts)),
+        "first_token": [float(text[0] == opening.rest[0]) for opening, text in zip(asked, texts)],
+        "distinct_2": [distinct(texts, 2)],
     }
+
+# %% ../../nbs/6_measure/11_quality.ipynb #5b16084b
+def measure_continuations(
+    judge: AR,
+    tokenizer: Tokenizer,
+    known: set[str],
+    asked: Sequence[Opening],
+    texts: Sequence[Sequence[int]],
+) -> dict[str, Estimate]:   # unknown if there is nothing to average
+    "Estimate the means of `continuation_outcomes`, which takes the same arguments."
+    outcomes = continuation_outcomes(judge, tokenizer, known, asked, texts)
+    estimates = {name: mean_interval(values) if values else UNKNOWN for name, values in outcomes.items()}
+    return estimates | {"distinct_2": UNKNOWN._replace(value=outcomes["distinct_2"][0], n=len(texts))}
 
 # %% ../../nbs/6_measure/11_quality.ipynb #12c7cd5a
 @torch.no_grad()
