@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TEXT_UNITS', 'SHARES', 'outcomes_from_text', 'row_from_text', 'read_results', 'publish_logs', 'read_logs',
            'estimate_rows', 'metric_estimates', 'task_averages', 'summarise', 'last_rows', 'seed_scores', 'gap',
-           'clearly', 'compute_text', 'split_rows', 'crossing', 'why_untested', 'Verdict', 'judge', 'write_verdicts',
-           'counting_order', 'read_verdicts']
+           'clearly', 'compute_text', 'split_rows', 'crossing', 'equal_budget', 'why_untested', 'Verdict', 'judge',
+           'write_verdicts', 'counting_order', 'read_verdicts']
 
 # %% ../../nbs/7_evidence/05_report.ipynb #5e904703
 import json
@@ -263,6 +263,19 @@ def crossing(
     left, right = x[last - 1], x[last]
     below, above = y[last - 1], y[last]
     return float(left * (right / left) ** (below / (below - above)))
+
+# %% ../../nbs/7_evidence/05_report.ipynb #a150fbbf
+def equal_budget(
+    budgets: Sequence[float],   # rising
+    scores: Sequence[float],    # of each, the lower the better
+    score: float,               # to be reached
+) -> float:                     # 0 if the least budget is enough, infinity if the largest is not
+    "Find the budget that reaches a score, linear in log budget between two of them."
+    if scores[0] <= score:
+        return 0.0
+    if scores[-1] > score:
+        return math.inf
+    return crossing(budgets, [score - value for value in scores])
 
 # %% ../../nbs/7_evidence/05_report.ipynb #8be0f1d2
 def why_untested(
