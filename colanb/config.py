@@ -166,8 +166,8 @@ class DataConfig(Config):
     # text and hf
     path: str | None = None           # text: folder, file or glob of .txt/.jsonl, relative to the project
     text_field: str = "text"          # jsonl and hf: name of the text field
-    validation: list[str] | float = 0.02   # document names, or a share chosen by hash
-    test: list[str] | float = 0.02         # document names, or a share chosen by hash
+    validation: list[str] | float = 0.02   # document names, or a share of the characters (hf: of the rows); 0: none
+    test: list[str] | float = 0.02         # document names, or a share of the characters (hf: of the rows); 0: none
     on_error: Literal["strict", "skip"] = "strict"   # malformed input: stop, or skip and count
     dataset: str | None = None        # hf: name of the data set
     subset: str | None = None         # hf: configuration of the data set
@@ -195,6 +195,9 @@ class DataConfig(Config):
                 raise ValueError(f"data.{split}={share}: source 'testbed' needs a share, not names")
             if not named and not 0 <= share < 1:
                 raise ValueError(f"data.{split}={share}: a share must be >= 0 and < 1")
+        shares = [share for share in (self.validation, self.test) if not isinstance(share, list)]
+        if self.source != "testbed" and sum(shares) >= 1:
+            raise ValueError(f"data.validation={self.validation} and data.test={self.test}: leave a share for training")
         return self
 
 # %% ../nbs/00_config.ipynb #98fbae75

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['SPLIT_NAMES', 'SPOOL', 'BATCH', 'TRAINED_ON', 'content_of', 'cache_key', 'Corpus', 'text_digest', 'spool', 'spooled',
            'encode_all', 'tokenise', 'rounded_ratio', 'pack_split', 'make_manifest', 'write_manifest', 'write_splits',
-           'write_corpus', 'streamed_split', 'Packer', 'Stream', 'save_progress', 'load_progress', 'training_texts',
-           'streamed_tokenizer', 'StreamWriter', 'stream_corpus', 'unfinished_folder', 'prepare']
+           'warn_of_missed_shares', 'write_corpus', 'streamed_split', 'streamed_limit', 'streamed_parts', 'Packer',
+           'Stream', 'save_progress', 'load_progress', 'training_texts', 'streamed_tokenizer', 'StreamWriter',
+           'stream_corpus', 'unfinished_folder', 'prepare']
 
 # %% ../../nbs/1_text/07_corpus.ipynb #99b8ab7c
 import hashlib
@@ -14,6 +15,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
@@ -25,9 +27,9 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from ..config import DataConfig
-from .packing import Batches, DocumentLengths, Sequences, Shards, assign_splits, pack
-from .packing import read_sequences, write_sequences
-from .sources import Defect, Document, READERS, Tally, hub_builder, read_hf, source_files, testbed_of
+from .packing import CUT, Batches, DocumentLengths, Sequences, Shards, assign_splits, cut_shares, longest_whole
+from .packing import pack, read_sequences, wanted_names, wanted_shares, write_sequences
+from .sources import Defect, Document, READERS, Tally, hub_builder, read_hf, source_files, testbed_of, text_size
 from .tokenizer import Tokenizer, make_tokenizer, tokenizer_file
 
 # %% ../../nbs/1_text/07_corpus.ipynb #00c509fc
@@ -59,6 +61,8 @@ def cache_key(config: DataConfig) -> str:
         left_out.add("shard_sequences")  # keys from before this option existed stay valid
     settings = config.model_dump_json(exclude=left_out)
     digest = hashlib.sha256(b"layout 1" + settings.encode())
+    if config.source == "text" and wanted_shares(config):
+        digest.update(b"shares of characters")  # they were of documents before
     for part in content_of(config):
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()
@@ -104,6 +108,10 @@ class Corpus:
             self.opened[name] = self._open(name)
         return self.opened[name]
 
+    def holds(self, split: str) -> bool:
+        "Tell whether a split has any sequence."
+        return len(self.split(split)) > 0
+
     def _open(self, split: str) -> Sequences | Shards:
         "Open the file or the shards of a split."
         if "shards" not in self.manifest:
@@ -133,11 +141,12 @@ def text_digest(text: str) -> str:
 def spool(
     documents: Iterable[Document],
     path: Path,
-) -> tuple[list[str], list[str], list[str | None]]:  # name, content hash and fixed split of each document
+) -> tuple[list[str], list[str], list[int], list[str | None]]:  # name, hash, characters and fixed split of each
     "Write documents to a scratch file, in batches, and list what splitting needs."
     import pyarrow as pa
     names = []
     digests = []
+    sizes = []
     fixed_splits = []
     documents = iter(documents)
     columns = pa.schema([(name, pa.large_string()) for name in SPOOL])
@@ -146,16 +155,18 @@ def spool(
             for document in batch:
                 names.append(document.name)
                 digests.append(text_digest(document.text))
+                sizes.append(len(document.text))
                 fixed_splits.append(document.split)
             records = [document._asdict() for document in batch]
             stream.write_batch(pa.RecordBatch.from_pylist(records, columns))
-    return names, digests, fixed_splits
+    return names, digests, sizes, fixed_splits
 
 # %% ../../nbs/1_text/07_corpus.ipynb #badcade8
 def spooled(
     path: Path,
     splits: list[str],  # of every document in the file
     split: str,  # to read
+    shares: dict[str, float],  # by which documents are cut
 ) -> Iterator[list[str]]:  # batches of texts
     "Read back the texts of one split."
     import pyarrow as pa
@@ -163,7 +174,12 @@ def spooled(
     for batch in pa.ipc.open_stream(pa.memory_map(str(path))):
         batch_splits = splits[start:start + len(batch)]
         start += len(batch)
-        texts = [text.as_py() for text, own in zip(batch.column("text"), batch_splits) if own == split]
+        texts = []
+        for text, own in zip(batch.column("text"), batch_splits):
+            if own == split:
+                texts.append(text.as_py())
+            elif own == CUT:
+                texts += [stretch for part, stretch in cut_shares(text.as_py(), shares) if part == split]
         if texts:
             yield texts
 
@@ -274,10 +290,28 @@ def write_splits(
     "Tokenise, pack and write each split, next to the scratch file."
     counts = {}
     for split in SPLIT_NAMES:
-        texts = spooled(waiting, splits, split)
-        sequences, counts[split] = pack_split(texts, tokenizer, config, splits.count(split))
+        texts = spooled(waiting, splits, split, wanted_shares(config))
+        total = splits.count(split) + splits.count(CUT)
+        sequences, counts[split] = pack_split(texts, tokenizer, config, total)
         write_sequences(sequences, waiting.with_name(f"{split}.arrow"))
     return counts
+
+# %% ../../nbs/1_text/07_corpus.ipynb #0dd59195
+def warn_of_missed_shares(
+    counts: dict[str, dict],  # of each split
+    config: DataConfig,
+) -> None:
+    "Warn of each split that differs by more than a fifth from the share that was asked for."
+    if config.source == "testbed":  # its splits have the sizes asked for
+        return
+    shares = wanted_shares(config)
+    characters = {split: counts[split].get("characters", 0) for split in ("train", *shares)}
+    total = sum(characters.values())
+    for split, share in shares.items():
+        found = characters[split] / total
+        if abs(found - share) > share / 5:
+            own = f"{characters[split]} of {total} characters"
+            warnings.warn(f"data.{split}={share}: the split has a share of {found:.4f} ({own})", stacklevel=2)
 
 # %% ../../nbs/1_text/07_corpus.ipynb #bd5ba8a0
 def write_corpus(
@@ -289,14 +323,15 @@ def write_corpus(
     tally = Tally()
     documents = tally.accept(READERS[config.source](config), config.on_error)
     waiting = folder / "spool"
-    names, digests, fixed_splits = spool(documents, waiting)
+    names, digests, sizes, fixed_splits = spool(documents, waiting)
     if not names:
         raise ValueError(f"source {config.source!r} has no usable document; skipped: {dict(tally.skipped)}")
-    splits = fixed_splits if config.source == "testbed" else assign_splits(names, digests, config)
-    training_batches = spooled(waiting, splits, "train")
+    splits = fixed_splits if config.source == "testbed" else assign_splits(names, digests, sizes, config)
+    training_batches = spooled(waiting, splits, "train", wanted_shares(config))
     tokenizer = make_tokenizer(config, chain.from_iterable(training_batches))
     tokenizer.save(folder / "tokenizer.json")
     counts = write_splits(waiting, splits, tokenizer, config)
+    warn_of_missed_shares(counts, config)
     waiting.unlink()
     content = text_digest("".join(digests))
     manifest = make_manifest(config, key, tokenizer, content, tally, counts)
@@ -310,18 +345,35 @@ def streamed_split(document: Document, config: DataConfig) -> str:
     "Choose the split of a document by its source, its name or its content, whatever the other documents are."
     if document.split:
         return document.split
+    for split, names in wanted_names(config).items():
+        if document.name in names:
+            return split
     position = int(text_digest(document.text)[:15], 16) / 16**15  # evenly spread over [0, 1)
     start = 0.0
-    for split in ("validation", "test"):
-        share = getattr(config, split)
-        if isinstance(share, list):
-            if document.name in share:
-                return split
-            continue
+    for split, share in wanted_shares(config).items():
         if start <= position < start + share:
             return split
         start += share
     return "train"
+
+# %% ../../nbs/1_text/07_corpus.ipynb #c285bcfe
+def streamed_limit(config: DataConfig) -> float:  # characters
+    "Say up to which length a document of a streamed source stays whole."
+    if config.source != "text":
+        return np.inf
+    return longest_whole(wanted_shares(config), text_size(config.path))
+
+
+def streamed_parts(
+    document: Document,
+    config: DataConfig,
+    limit: float,  # of `streamed_limit`
+) -> list[tuple[str, str]]:  # split and text of each part; a short document has one
+    "Choose the split of a document, or cut it if it is long and no split names it."
+    is_named = any(document.name in names for names in wanted_names(config).values())
+    if len(document.text) > limit and not is_named:
+        return cut_shares(document.text, wanted_shares(config))
+    return [(streamed_split(document, config), document.text)]
 
 # %% ../../nbs/1_text/07_corpus.ipynb #c0b3fa0e
 class Packer:
@@ -440,9 +492,10 @@ def load_progress(
 # %% ../../nbs/1_text/07_corpus.ipynb #06797af9
 def training_texts(config: DataConfig) -> Iterator[str]:
     "Go through the training texts among the first entries of a source."
+    limit = streamed_limit(config)
     for entry in islice(READERS[config.source](config), TRAINED_ON):
-        if isinstance(entry, Document) and streamed_split(entry, config) == "train":
-            yield entry.text
+        if isinstance(entry, Document):
+            yield from (text for split, text in streamed_parts(entry, config, limit) if split == "train")
 
 # %% ../../nbs/1_text/07_corpus.ipynb #f4342fe1
 def streamed_tokenizer(config: DataConfig, folder: Path) -> Tokenizer:
@@ -466,6 +519,7 @@ class StreamWriter:
         self.config = config
         self.folder = folder
         self.tokenizer = streamed_tokenizer(config, folder)
+        self.limit = streamed_limit(config)
         known, self.packers = load_progress(folder, config, self.tokenizer.pad_id)
         self.stream = Stream(config, known["done"], known["position"])
         self.tally = Tally()
@@ -477,20 +531,22 @@ class StreamWriter:
 
     def add(self, documents: list[Document]) -> None:
         "Tokenise documents, count them and give them to the packers of their splits."
-        encoded = self.tokenizer.encode_batch([document.text for document in documents])
-        for document, ids in zip(documents, encoded):
-            split = streamed_split(document, self.config)
+        parts = []
+        for document in documents:
+            parts += streamed_parts(document, self.config, self.limit)
+            self.content = text_digest(self.content + document.text)
+        encoded = self.tokenizer.encode_batch([text for _, text in parts])
+        for (split, text), ids in zip(parts, encoded):
             self.packers[split].add([*ids, self.tokenizer.eos_id])
             self.counts[split].update(
                 documents=1,
                 tokens=len(ids),
                 separators=1,
-                characters=len(document.text),
-                words=len(document.text.split()),
+                characters=len(text),
+                words=len(text.split()),
                 unknown=ids.count(self.tokenizer.unk_id),
                 longer_than_seq_len=int(len(ids) >= self.config.seq_len),
             )
-            self.content = text_digest(self.content + document.text)
 
     def write_full_shards(self) -> None:
         "Write the shards that are full, if any, and then the progress."
@@ -520,6 +576,7 @@ class StreamWriter:
             shares = f"data.validation={self.config.validation} and data.test={self.config.test}"
             raise ValueError(f"{kept} document(s) leave none for training: lower {shares}")
         splits = {split: self._finish_split(split) for split in self.packers}
+        warn_of_missed_shares(splits, self.config)
         (self.folder / "progress.npz").unlink(missing_ok=True)
         manifest = make_manifest(self.config, key, self.tokenizer, self.content, self.tally, splits)
         manifest["shards"] = {split: packer.shards for split, packer in self.packers.items()}
@@ -533,6 +590,8 @@ class StreamWriter:
         counts = self.counts[split]
         sequences = sum(packer.shards)
         pads = sequences * self.config.seq_len - counts["tokens"] - counts["separators"]
+        if not counts:
+            counts.update(dict.fromkeys(self.counts["train"], 0))
         return dict(counts, sequences=sequences, pads=pads)
 
 # %% ../../nbs/1_text/07_corpus.ipynb #3aebd478

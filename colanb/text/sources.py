@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'READERS', 'Document', 'Defect', 'broken_rule', 'plain_text', 'read_txt', 'json_text', 'read_jsonl',
-           'source_files', 'read_text', 'hub_builder', 'hub_rows', 'read_hf', 'testbed_of', 'read_testbed', 'Tally']
+           'source_files', 'text_size', 'read_text', 'hub_builder', 'hub_rows', 'read_hf', 'testbed_of', 'read_testbed',
+           'Tally']
 
 # %% ../../nbs/1_text/04_sources.ipynb #a4db6226
 import glob
@@ -128,6 +129,12 @@ def source_files(path: str) -> tuple[Path, list[Path], int]:  # base folder, tex
     if not is_folder:
         base = Path(os.path.commonpath([file.parent for file in files]))
     return base, files, len(visible) - len(files)
+
+# %% ../../nbs/1_text/04_sources.ipynb #0293d3e4
+def text_size(path: str) -> int:
+    "Add up the bytes of the text files behind a folder, file or glob."
+    _, files, _ = source_files(path)
+    return sum(file.stat().st_size for file in files)
 
 # %% ../../nbs/1_text/04_sources.ipynb #0b839bab
 def read_text(config: DataConfig) -> Iterator[Document | Defect]:  # source 'text'
