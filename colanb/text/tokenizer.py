@@ -8,6 +8,7 @@ __all__ = ['PAD', 'EOS', 'UNK', 'SPECIAL', 'Tokenizer', 'word_tokenizer', 'frequ
 
 # %% ../../nbs/1_text/05_tokenizer.ipynb #f9e88fa2
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as Backend, decoders, models, pre_tokenizers, trainers
 
 from ..config import DataConfig, ROOT
-from .sources import testbed_of
+from .sources import first_line, testbed_of
 
 # %% ../../nbs/1_text/05_tokenizer.ipynb #09c1bdfe
 PAD = "<|pad|>"
@@ -145,20 +146,20 @@ def bpe_tokenizer(
     return Tokenizer(backend)
 
 # %% ../../nbs/1_text/05_tokenizer.ipynb #2cd91f2f
-def tokenizer_file(name: str) -> Path:  # path relative to the project, or the hub's OWNER/NAME
+def tokenizer_file(name: str) -> Path:  # path relative to the project, or the hub's NAME or OWNER/NAME
     "Find the tokenizer.json behind a name; raise `ValueError` where neither the disk nor the hub has it."
     path = ROOT / name
-    is_hub_name = name.count("/") == 1 and not name.endswith(".json")
-    if path.is_file() or not is_hub_name:
+    if path.is_file():
         return path
+    choices = f"data.tokenizer={name!r}: choose 'word', 'bpe', the path of a tokenizer.json, or a name on the hub"
+    if name.count("/") > 1 or name.endswith(".json"):
+        raise ValueError(f"{choices}; there is no such file")
     from huggingface_hub import hf_hub_download
     try:
         return Path(hf_hub_download(name, "tokenizer.json"))
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"data.tokenizer={name!r}: no such file, and no tokenizer.json of that name on the hub or in its cache: "
-            f"{reason}"
+            f"{choices}; no such file, and no tokenizer.json of that name on the hub or in its cache: {first_line(error)}"
         ) from error
 
 # %% ../../nbs/1_text/05_tokenizer.ipynb #46f91dd6
@@ -167,11 +168,17 @@ def make_tokenizer(
     texts: Iterable[str],  # of the training split
 ) -> Tokenizer:
     "Build the tokenizer that `config` names: word-level, trained BPE, or read from a file or the hub."
-    if config.tokenizer == "bpe":
-        return bpe_tokenizer(texts, config.vocab_size)
-    if config.tokenizer != "word":
-        return Tokenizer.load(tokenizer_file(config.tokenizer))
-    if config.source == "testbed":
+    if config.tokenizer == "word" and config.source == "testbed":
         return word_tokenizer(testbed_of(config).vocabulary)
-    line_end = 1
-    return word_tokenizer(frequent_words(texts, config.vocab_size - len(SPECIAL) - line_end))
+    if config.tokenizer == "bpe":
+        tokenizer = bpe_tokenizer(texts, config.vocab_size)
+    elif config.tokenizer == "word":
+        line_end = 1
+        tokenizer = word_tokenizer(frequent_words(texts, config.vocab_size - len(SPECIAL) - line_end))
+    else:
+        return Tokenizer.load(tokenizer_file(config.tokenizer))
+    if tokenizer.vocab_size < config.vocab_size:
+        warnings.warn(
+            f"data.vocab_size={config.vocab_size}: the training text gives {tokenizer.vocab_size} entries only",
+            stacklevel=2)
+    return tokenizer
