@@ -12,6 +12,7 @@ __all__ = ['PRONOUNS', 'testbed_of', 'items_of', 'row', 'rows_text', 'score_task
 import copy
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -53,13 +54,19 @@ def items_of(
     count: int | None = None,        # items per task; None: the profile's
     split: str = "test",             # testbed: 'test' to report, 'validation' to choose settings
 ) -> dict[str, list[Item]]:          # task -> its items
-    "Load the items of each task, from `tasks.path` or from the testbed; `ValueError` if there is neither."
+    "Load the items of each task, from `tasks.path` (those that are there) or the testbed; `ValueError` if there are none."
     tasks = profile.tasks
     names = names or tasks.names
     count = count or tasks.items
     if tasks.path:
-        folder = ROOT / tasks.path
-        return {name: load_items(folder / f"{name}.jsonl")[:count] for name in names}
+        files = {name: ROOT / tasks.path / f"{name}.jsonl" for name in names}
+        missing = [file.name for file in files.values() if not file.is_file()]
+        said = f"tasks.path={tasks.path!r}: {', '.join(missing)} not there (format: measure.tasks)"
+        if len(missing) == len(files):
+            raise ValueError(f"{said}, so there is nothing to score")
+        if missing:
+            warnings.warn(f"{said}, left out", stacklevel=2)
+        return {name: load_items(file)[:count] for name, file in files.items() if file.name not in missing}
     testbed = testbed_of(run)
     if testbed is None:
         raise ValueError("tasks.path is empty: a run on real text needs a folder of <task>.jsonl items")
