@@ -347,7 +347,7 @@ class Letters(Tokenizer):
     def __init__(self): pass   # no backend
 
     pad_id, eos_id, vocab_size = 0, 1, 28
-    def encode(self, text): return [ord(letter) - 95 for letter in text]
+    def encode(self, text, special=False): return [ord(letter) - 95 for letter in text]
     def decode(self, ids, skip_special=True): return "".join(chr(i + 95) for i in ids if i > 1)
 
 

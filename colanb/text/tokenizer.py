@@ -31,31 +31,44 @@ class Tokenizer:
     def __init__(self, backend: Backend):  # has <|pad|> and <|endoftext|>
         self.backend = backend
         self.words = isinstance(backend.model, models.WordLevel)
-        backend.encode_special_tokens = True  # special strings inside a text are ordinary text
         self.pad_id = backend.token_to_id(PAD)
         self.eos_id = backend.token_to_id(EOS)
         self.unk_id = backend.token_to_id(UNK)
         if self.pad_id is None or self.eos_id is None:
             raise ValueError(f"tokenizer lacks {PAD!r} or {EOS!r}")
         self.vocab_size = max(backend.get_vocab().values()) + 1
+        self._reserve([self.pad_id, self.eos_id])
+
+    def _reserve(self, ids: Iterable[int]) -> None:
+        "Keep tokens out of encoded text, even where it spells out their names."
         self.reserved = {}  # id -> its replacement in encoded text
-        if self.words:  # a word-level model would look up special strings that a text spells out
-            self.reserved = {self.pad_id: self.unk_id, self.eos_id: self.unk_id}
+        if self.words:  # a word-level model would look up the names
+            unknown = self.backend.token_to_id(self.backend.model.unk_token)
+            self.reserved = {i: unknown for i in ids if unknown is not None}
+            return
+        added = self.backend.get_added_tokens_decoder()
+        ordinary = [self.backend.id_to_token(i) for i in ids if i in added and not added[i].special]
+        self.backend.add_special_tokens(ordinary)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        special: bool = False,  # read the names of special tokens as these tokens, not as text
+    ) -> list[int]:
         "Encode a text, without separators."
-        return self.encode_batch([text])[0]
+        return self.encode_batch([text], special)[0]
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+    def encode_batch(
+        self,
+        texts: list[str],
+        special: bool = False,  # read the names of special tokens as these tokens, not as text
+    ) -> list[list[int]]:
         "Encode texts, without separators; each gives a list of ids."
+        self.backend.encode_special_tokens = not special
         encodings = self.backend.encode_batch(texts, add_special_tokens=False)
-        return [self._replace_reserved(encoding.ids) for encoding in encodings]
-
-    def _replace_reserved(self, ids: list[int]) -> list[int]:
-        "Replace reserved ids."
-        if not self.reserved:
-            return ids
-        return [self.reserved.get(i, i) for i in ids]
+        if special or not self.reserved:
+            return [encoding.ids for encoding in encodings]
+        return [[self.reserved.get(i, i) for i in encoding.ids] for encoding in encodings]
 
     def decode(
         self,
