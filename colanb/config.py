@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ROOT', 'LIMITS', 'Count', 'Share', 'LOCAL_BUILDERS', 'TaskName', 'ProbeName', 'project_root', 'shipped_models',
-           'allowed', 'record_at', 'unknown_field', 'explain', 'Config', 'DataConfig', 'VAEConfig', 'DiTConfig',
-           'BaselineConfig', 'FlowConfig', 'TrainConfig', 'SampleConfig', 'ODEConfig', 'RunConfig', 'TaskConfig',
-           'SweepConfig', 'StudyConfig', 'vary', 'Profile', 'named_entries', 'unknown_names', 'wrong_runs',
-           'wrong_studies', 'wrong_settings', 'read_params', 'load_profile', 'load_run', 'check_params', 'CommandLine',
-           'nan_to_null', 'stream', 'pick_device']
+           'allowed', 'record_at', 'unknown_field', 'explain', 'ConfigType', 'Config', 'DataConfig', 'VAEConfig',
+           'DiTConfig', 'BaselineConfig', 'FlowConfig', 'TrainConfig', 'SampleConfig', 'ODEConfig', 'RunConfig',
+           'TaskConfig', 'SweepConfig', 'StudyConfig', 'vary', 'Profile', 'named_entries', 'unknown_names',
+           'wrong_runs', 'wrong_studies', 'wrong_settings', 'read_params', 'load_profile', 'load_run', 'check_params',
+           'CommandLine', 'nan_to_null', 'stream', 'pick_device']
 
 # %% ../nbs/00_config.ipynb #21919728
 import argparse
@@ -122,16 +122,22 @@ def explain(
         message = str(entry["ctx"]["error"])
         return f"{where}: {message}" if where else message
     rule = allowed(fields[last]) if last in fields else ""
-    wrong_type = kind.endswith(("_type", "_parsing", "_from_float"))
+    wrong_type = kind.endswith(("_type", "_parsing", "_from_float", "finite_number"))
     reasons = [rule] if rule else []
     if wrong_type or not rule:
         reasons.append(entry["msg"])
     return f"{name}={entry['input']!r}: {'; '.join(reasons)}"
 
 # %% ../nbs/00_config.ipynb #7cf427ff
-class Config(BaseModel):
-    "A frozen, validated record of settings; unknown names and values out of range raise `ValueError`."
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+class ConfigType(type(BaseModel)):
+    "The type of `Config` and its subclasses: calling one is reading a mapping, with the same messages."
+    def __call__(cls, **values: Any) -> "Config":
+        return cls.read(values)
+
+
+class Config(BaseModel, metaclass=ConfigType):
+    "A frozen, validated record of settings; unknown names, values out of range, NaN and infinity raise `ValueError`."
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @classmethod
     def read(

@@ -261,6 +261,20 @@ def test_pickles_are_not_run(trained, tmp_path, folder, name, opened):
     FOUND.append({"input": f"a pickle as {folder}/{name}", "message": "refused", "seconds": 0})
 
 
+def records(base=Config):
+    return [base, *(record for child in base.__subclasses__() for record in records(child))]
+
+
+@pytest.mark.parametrize("record", records()[1:], ids=lambda record: record.__name__)
+def test_wrong_names_and_numbers_through_python(record):
+    "A misspelt name is answered as in a file, by each record; NaN and infinity are no setting."
+    first = next(iter(record.model_fields))
+    refused(f"{record.__name__}({first[:-1]}=...)", lambda: record(**{first[:-1]: 1}), (f"{first[:-1]}: no such name; did you mean {first!r}?", "choose from"))
+    numbers = [name for name, field in record.model_fields.items() if "float" in str(field.annotation)]
+    for name in numbers:
+        for number in (float("nan"), float("inf"), -float("inf")): refused(f"{name}={number}", lambda: record(**{name: number}), (name, str(number)))
+
+
 def test_every_part_of_a_profile_is_tried():
     "Each field of a profile that can be wrong, and each group of settings of a run, has a wrong value above."
     tried = [place.split(".") for place, _, _ in PARAMETERS]
