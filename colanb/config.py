@@ -425,7 +425,8 @@ class SampleConfig(Config):
     repetition_penalty: PositiveFloat = 1.0   # the release uses 1.1
     stop_at_newline: bool = False       # stop when every continuation holds a word and then a newline
     seed: NonNegativeInt = 66           # base seed of the noise (paper, Table 8)
-    compat: Literal["none", "release"] = "none"   # release: its stop rule, uncut text, noise seeds, unscaled decoding, special tokens in prompts
+    # release: its stop rule, uncut text, noise seeds, unscaled decoding, and special tokens in prompts
+    compat: Literal["none", "release"] = "none"
 
     @model_validator(mode="after")
     def _solver(self) -> Self:

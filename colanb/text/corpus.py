@@ -27,9 +27,10 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from ..config import DataConfig
-from .packing import CUT, Batches, DocumentLengths, Sequences, Shards, assign_splits, cut_shares, longest_whole
-from .packing import pack, read_sequences, wanted_names, wanted_shares, write_sequences
-from .sources import Defect, Document, READERS, Tally, hub_builder, read_hf, source_files, testbed_of, text_size
+from .packing import CUT, Batches, DocumentLengths, Sequences, Shards, assign_splits, cut_shares
+from .packing import longest_whole, pack, read_sequences, wanted_names, wanted_shares, write_sequences
+from .sources import Defect, Document, READERS, Tally, hub_builder, read_hf, source_files
+from .sources import testbed_of, text_size
 from .tokenizer import Tokenizer, make_tokenizer, tokenizer_file
 
 # %% ../../nbs/1_text/07_corpus.ipynb #00c509fc

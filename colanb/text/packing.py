@@ -155,7 +155,7 @@ def assign_splits(
     sizes: list[int],  # characters of each document
     config: DataConfig,
 ) -> list[str]:  # train, validation, test or `CUT`
-    "Choose the split of each document, or `CUT`; raise `ValueError` for wrong names and where none is left to train on."
+    "Choose the split of each document, or `CUT`; `ValueError` for wrong names and where none is left to train on."
     named = {split: named_split(names, wanted, split) for split, wanted in wanted_names(config).items()}
     splits = np.full(len(names), "train", dtype=object)
     for split, chosen in named.items():

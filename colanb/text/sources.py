@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'READABLE', 'UNREADABLE', 'READERS', 'Document', 'Defect', 'broken_rule', 'text_name', 'is_text',
-           'open_text', 'unreadable', 'plain_text', 'read_txt', 'json_text', 'read_jsonl', 'source_files', 'file_size',
-           'text_size', 'read_text', 'first_line', 'hub_builder', 'hub_rows', 'read_hf', 'testbed_of', 'read_testbed',
-           'Tally']
+           'open_text', 'unreadable', 'plain_text', 'read_txt', 'json_text', 'read_jsonl', 'visible_files',
+           'source_files', 'file_size', 'text_size', 'read_text', 'first_line', 'hub_builder', 'hub_rows', 'read_hf',
+           'testbed_of', 'read_testbed', 'Tally']
 
 # %% ../../nbs/1_text/04_sources.ipynb #a4db6226
 import glob
@@ -155,6 +155,13 @@ def read_jsonl(
         yield Defect(where, "empty text")
 
 # %% ../../nbs/1_text/04_sources.ipynb #65c5228f
+def visible_files(base: Path) -> list[Path]:
+    "List the files in a folder or behind a glob, without hidden ones; a link to nowhere is one, too."
+    matches = base.rglob("*") if base.is_dir() else map(Path, glob.glob(str(base), recursive=True))
+    found = (match for match in matches if match.is_file() or match.is_symlink() and not match.is_dir())
+    return sorted(match for match in found if not match.name.startswith("."))
+
+
 def source_files(path: str) -> tuple[Path, list[Path], list[Path]]:  # base folder, text files, other files
     "List the text files behind a folder, file or glob in a fixed order; raise `ValueError` where there are none."
     base = ROOT / Path(path).expanduser()
@@ -163,9 +170,7 @@ def source_files(path: str) -> tuple[Path, list[Path], list[Path]]:  # base fold
             raise ValueError(f"data.path: {path} must end in {READABLE}")
         return base.parent, [base], []
     is_folder = base.is_dir()
-    matches = base.rglob("*") if is_folder else map(Path, glob.glob(str(base), recursive=True))
-    found = (match for match in matches if match.is_file() or match.is_symlink() and not match.is_dir())
-    visible = sorted(match for match in found if not match.name.startswith("."))
+    visible = visible_files(base)
     files = [file for file in visible if is_text(file)]
     if not files:
         if is_folder or glob.has_magic(path):

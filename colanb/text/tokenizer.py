@@ -66,9 +66,14 @@ class Tokenizer:
         "Encode texts, without separators; each gives a list of ids."
         self.backend.encode_special_tokens = not special
         encodings = self.backend.encode_batch(texts, add_special_tokens=False)
-        if special or not self.reserved:
-            return [encoding.ids for encoding in encodings]
-        return [[self.reserved.get(i, i) for i in encoding.ids] for encoding in encodings]
+        encoded = [encoding.ids for encoding in encodings]
+        return encoded if special else list(map(self._replace_reserved, encoded))
+
+    def _replace_reserved(self, ids: list[int]) -> list[int]:
+        "Replace reserved ids."
+        if not self.reserved:
+            return ids
+        return [self.reserved.get(i, i) for i in ids]
 
     def decode(
         self,
@@ -171,9 +176,8 @@ def tokenizer_file(name: str) -> Path:  # path relative to the project, or the h
     try:
         return Path(hf_hub_download(name, "tokenizer.json"))
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{choices}; no such file, and no tokenizer.json of that name on the hub or in its cache: {first_line(error)}"
-        ) from error
+        missing = "no such file, and no tokenizer.json of that name on the hub or in its cache"
+        raise ValueError(f"{choices}; {missing}: {first_line(error)}") from error
 
 # %% ../../nbs/1_text/05_tokenizer.ipynb #46f91dd6
 def make_tokenizer(
