@@ -33,7 +33,7 @@ from ..measure.tasks import Item, load_items
 from ..model.baselines import Baseline
 from ..model.cola import ColaDLM
 from ..text.corpus import Corpus
-from ..text.grammar import Mention, read
+from ..text.grammar import Mention, parse
 from ..text.testbed import Judgement, Testbed
 from ..text.tokenizer import Tokenizer
 
@@ -304,7 +304,7 @@ PRONOUNS = ("he", "his", "he2", "his2")   # roles; 2: of the second character
 
 def content_mentions(testbed: Testbed, text: str) -> list[Mention]:
     "List the content words of a text, without pronouns."
-    mentions = read(testbed.grammar, text).mentions
+    mentions = parse(testbed.grammar, text).mentions
     return [mention for mention in mentions if mention.role not in PRONOUNS]
 
 # %% ../../nbs/7_evidence/02_scores.ipynb #47fae1b8

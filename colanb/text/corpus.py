@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLIT_NAMES', 'SPOOL', 'BATCH', 'TRAINED_ON', 'file_digest', 'content_of', 'cache_key', 'Corpus', 'text_digest',
-           'spool', 'spooled', 'encode_all', 'tokenise', 'rounded_ratio', 'pack_split', 'make_manifest',
+           'write_spool', 'read_spool', 'encode_all', 'tokenise', 'rounded_ratio', 'pack_split', 'make_manifest',
            'write_manifest', 'write_splits', 'warn_of_missed_shares', 'write_corpus', 'streamed_split',
            'streamed_limit', 'streamed_parts', 'Packer', 'Stream', 'save_progress', 'load_progress', 'training_texts',
            'streamed_tokenizer', 'StreamWriter', 'stream_corpus', 'unfinished_folder', 'prepare']
@@ -148,7 +148,7 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 # %% ../../nbs/1_text/07_corpus.ipynb #25a733e5
-def spool(
+def write_spool(
     documents: Iterable[Document],
     path: Path,
 ) -> tuple[list[str], list[str], list[int], list[str | None]]:  # name, hash, characters and fixed split of each
@@ -172,7 +172,7 @@ def spool(
     return names, digests, sizes, fixed_splits
 
 # %% ../../nbs/1_text/07_corpus.ipynb #badcade8
-def spooled(
+def read_spool(
     path: Path,
     splits: list[str],  # of every document in the file
     split: str,  # to read
@@ -298,7 +298,7 @@ def write_splits(
     "Tokenise, pack and write each split, next to the scratch file."
     counts = {}
     for split in SPLIT_NAMES:
-        texts = spooled(waiting, splits, split, wanted_shares(config))
+        texts = read_spool(waiting, splits, split, wanted_shares(config))
         total = splits.count(split) + splits.count(CUT)
         sequences, counts[split] = pack_split(texts, tokenizer, config, total)
         write_sequences(sequences, waiting.with_name(f"{split}.arrow"))
@@ -331,11 +331,11 @@ def write_corpus(
     tally = Tally()
     documents = tally.accept(READERS[config.source](config), config.on_error)
     waiting = folder / "spool"
-    names, digests, sizes, fixed_splits = spool(documents, waiting)
+    names, digests, sizes, fixed_splits = write_spool(documents, waiting)
     if not names:
         raise ValueError(f"source {config.source!r} has no usable document; skipped: {dict(tally.skipped)}")
     splits = fixed_splits if config.source == "testbed" else assign_splits(names, digests, sizes, config)
-    training_batches = spooled(waiting, splits, "train", wanted_shares(config))
+    training_batches = read_spool(waiting, splits, "train", wanted_shares(config))
     tokenizer = make_tokenizer(config, chain.from_iterable(training_batches))
     tokenizer.save(folder / "tokenizer.json")
     counts = write_splits(waiting, splits, tokenizer, config)

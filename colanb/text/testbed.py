@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Evidence', 'SPLITS', 'Pairs', 'RoleShares', 'LEVELS', 'Channel', 'split_number', 'hash_ranks', 'split_table',
            'split_pairs', 'draw_one', 'World', 'Story', 'draw_run', 'story_words', 'word_posterior', 'Question',
-           'lambada_question', 'Answer', 'draw_answer', 'draw_options', 'best_score', 'draw_passage', 'ask',
+           'lambada_question', 'Answer', 'draw_answer', 'draw_options', 'best_score', 'draw_passage', 'draw_question',
            'Entropies', 'surprisal_sum', 'partition_entropy', 'count_vectors', 'listed_entropy', 'word_entropies',
            'roles_of', 'add_products', 'role_counts', 'choice_entropy', 'slot_probabilities', 'pattern_entropy',
            'role_groups', 'entropies_of', 'Judgement', 'clash_distance', 'first_violation', 'log_of', 'ExactLanguage',
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from .grammar import Grammar, Mention, Pattern, Step, Words, read
+from .grammar import Grammar, Mention, Pattern, Step, Words, parse
 from .language import LAYOUTS, LETTERS, Language, Role, base, micro, small, tiny
 
 # %% ../../nbs/1_text/03_testbed.ipynb #44c78c9b
@@ -328,7 +328,7 @@ def draw_passage(
     return sentences, mentions
 
 # %% ../../nbs/1_text/03_testbed.ipynb #49078e1c
-def ask(task: str, world: World) -> Question:
+def draw_question(task: str, world: World) -> Question:
     "Draw a question of a task and print it in the task's layout."
     if task == "lambada":
         return lambada_question(world)
@@ -591,7 +591,7 @@ class ExactLanguage:
 
     def log_prob(self, text: str) -> float:
         "Compute log p(x) in nats; -inf if the language cannot say x."
-        reading = read(self.grammar, text)
+        reading = parse(self.grammar, text)
         if reading.log_local == -inf:
             return -inf
         evidence = self.channel.evidence(reading.mentions)
@@ -603,7 +603,7 @@ class ExactLanguage:
         factors: dict[str, int],  # variable -> index of its value
     ) -> float:
         "Compute log p(x | g) in nats; -inf if the language cannot say x with these values."
-        reading = read(self.grammar, text)
+        reading = parse(self.grammar, text)
         if reading.log_local == -inf:
             return -inf
         log_words = []
@@ -615,7 +615,7 @@ class ExactLanguage:
 
     def posterior(self, text: str) -> dict[str, np.ndarray]:
         "Compute p(value | x) for each variable that the text mentions; the others keep their uniform prior."
-        evidence = self.channel.evidence(read(self.grammar, text).mentions)
+        evidence = self.channel.evidence(parse(self.grammar, text).mentions)
         return {name: joint / joint.sum() if joint.sum() > 0 else joint for name, joint in evidence.items()}
 
     def entropies(self) -> Entropies:
@@ -631,10 +631,10 @@ class ExactLanguage:
         if not text.strip():
             return Judgement(0.0, False, False, None, None, None)
         whole = f"{prefix} {text}".strip()
-        reading = read(self.grammar, whole)
+        reading = parse(self.grammar, whole)
         sentences_before = 0
         if prefix.strip().endswith("."):
-            sentences_before = len(read(self.grammar, prefix).slots)
+            sentences_before = len(parse(self.grammar, prefix).slots)
         slots = reading.slots[sentences_before:] or reading.slots[-1:]
         violation, distance = first_violation(self.sure, reading.mentions)
         parses = reading.log_local > -inf
@@ -694,9 +694,9 @@ class Testbed(ExactLanguage):
         "Draw a few-shot prompt of a task; return it with its last question."
         prompt = self.language.heads.get(task, "")
         for _ in range(self.language.shots.get(task, 0)):
-            example = ask(task, self.world(rng, "train"))
+            example = draw_question(task, self.world(rng, "train"))
             prompt += f"{example.block} {example.answer}\n\n"
-        question = ask(task, self.world(rng, split))
+        question = draw_question(task, self.world(rng, split))
         return prompt + question.block, question
 
     def documents(
