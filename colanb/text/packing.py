@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BOUNDARIES', 'CUT', 'DocumentLengths', 'Sequences', 'named_split', 'hashed_split', 'wanted_shares', 'wanted_names',
            'longest_whole', 'nearest_boundary', 'cut_shares', 'shared_out', 'shared_rows', 'assign_splits', 'FreeRoom',
-           'first_fit', 'cut_pieces', 'fill_bins', 'pack', 'write_sequences', 'read_sequences', 'Shards', 'Batches']
+           'first_fit', 'cut_documents', 'fill_bins', 'pack', 'write_sequences', 'read_sequences', 'Shards', 'Batches']
 
 # %% ../../nbs/1_text/06_packing.ipynb #5861f6b4
 import heapq
@@ -224,7 +224,7 @@ def first_fit(
     return bins
 
 # %% ../../nbs/1_text/06_packing.ipynb #a6518394
-def cut_pieces(
+def cut_documents(
     lengths: DocumentLengths,
     size: int,
 ) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:  # start of each piece in the flat array, and its length
@@ -247,7 +247,7 @@ def fill_bins(
     pad_id: int,
 ) -> Sequences:
     "Pack documents whole, first fit, and pad each sequence at its end."
-    starts, piece_lengths = cut_pieces(lengths, size)
+    starts, piece_lengths = cut_documents(lengths, size)
     bins = first_fit(piece_lengths.tolist(), size)
     count = bins.max(initial=-1) + 1
     packed = np.full((count, size), pad_id, np.int32)
