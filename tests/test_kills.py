@@ -845,7 +845,7 @@ class Letters(Tokenizer):
 
     pad_id, eos_id, vocab_size = 0, 1, 20
 
-    def encode(self, text):
+    def encode(self, text, special=False):
         return [ord(c) - 95 for c in text]
 
     def decode(self, ids, skip_special=True):

@@ -14,7 +14,7 @@ from colanb.model.attention import BACKENDS, attend
 from colanb.model.visibility import Visibility
 from colanb.config import DataConfig, DiTConfig, SampleConfig, VAEConfig
 from colanb.text.corpus import prepare, streamed_split, tokenise
-from colanb.text.packing import Shards, assign_splits, first_fit, pack
+from colanb.text.packing import CUT, Shards, assign_splits, cut_shares, first_fit, pack
 from colanb.text.sources import Document
 from colanb.text.tokenizer import EOS, PAD, Tokenizer, UNK, bpe_tokenizer, word_tokenizer
 from colanb.model.dit import DiT
@@ -112,21 +112,48 @@ shares = st.sampled_from([0.0, 0.1, 0.25, 0.4])
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=40), shares, shares)
-def test_splits_are_disjoint_in_content_and_have_their_shares(contents, validation, test):
-    digests = [f"{content:04x}" for content in contents]
-    config, distinct = DataConfig(source="text", path="x", validation=validation, test=test), len(set(digests))
+def test_rows_are_split_by_their_number(contents, validation, test):
+    digests, sizes = [f"{content:04x}" for content in contents], [100] * len(contents)
+    config, distinct = DataConfig(source="hf", dataset="x", validation=validation, test=test), len(set(digests))
     taken = max(1, round(validation * distinct)) if validation else 0
     left = distinct - taken
     tested = max(1, round(test * left)) if test and left else 0
     if left - tested < 1:
         with pytest.raises(ValueError, match="leave none for training"): assign_splits(
-            [str(i) for i in contents], digests, config)
+            [str(i) for i in contents], digests, sizes, config)
         return
-    splits = assign_splits([str(i) for i in contents], digests, config)
+    splits = assign_splits([str(i) for i in contents], digests, sizes, config)
     members = {split: {d for d, s in zip(digests, splits) if s == split} for split in ("train", "validation", "test")}
     assert len(splits) == len(contents) and set(splits) <= set(members)
     assert sum(map(len, members.values())) == distinct                    # each content is in one split
     assert (len(members["validation"]), len(members["test"])) == (taken, tested)
+    assert members["validation"] == set(sorted(set(digests))[:taken])     # as ever: those whose hashes come first
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=1, max_size=40), shares, shares)
+def test_files_of_any_length_meet_the_shares_in_characters(sizes, validation, test):
+    "One file, three books, a long one beside short ones: cut in proportion, or whole up to a quarter of a share off."
+    config = DataConfig(source="text", path="x", validation=validation, test=test)
+    digests = [f"{i * 7919 % 65536:04x}" for i in range(len(sizes))]
+    splits = assign_splits([str(i) for i in range(len(sizes))], digests, sizes, config)
+    whole = {split: sum(n for n, own in zip(sizes, splits) if own == split) for split in ("train", "validation", "test", CUT)}
+    for split, share in (("validation", validation), ("test", test)):
+        smallest = min(s for s in (validation, test) if s) if share else 0
+        assert abs(whole[split] + share * whole[CUT] - share * sum(sizes)) <= smallest * sum(sizes) / 4 + 1e-6
+
+
+paragraphs = st.lists(st.text("ab .\n", max_size=40), max_size=30).map("\n\n".join)
+
+
+@given(paragraphs, shares, shares)
+def test_a_cut_document_loses_nothing(text, validation, test):
+    wanted = {split: share for split, share in (("validation", validation), ("test", test)) if share}
+    assume(wanted)
+    stretches = cut_shares(text, wanted)
+    assert "".join(stretch for _, stretch in stretches) == text
+    for split, share in wanted.items():
+        held = sum(len(stretch) for part, stretch in stretches if part == split)
+        assert abs(held - share * len(text)) <= 2 * max(10, min(wanted.values()) * len(text) / 10) + 1
 
 
 @given(st.lists(st.sampled_from(["train", "validation", "test"]), max_size=20))
@@ -135,7 +162,7 @@ def test_named_documents_go_where_they_are_named(places):
     names = [f"d{i}" for i in range(len(places))]
     named = {split: [n for n, p in zip(names, places) if p == split] for split in ("validation", "test")}
     config = DataConfig(source="text", path="x", **named)
-    assert assign_splits(names, [f"{i:04x}" for i in range(len(names))], config) == places
+    assert assign_splits(names, [f"{i:04x}" for i in range(len(names))], [9] * len(names), config) == places
 
 
 @given(shares, shares)
@@ -174,8 +201,7 @@ def test_shards_of_any_size_hold_the_same_sequences(documents, size):
         (place / "texts").mkdir()
         for number, document in enumerate(documents): (place / f"texts/{number:03d}.txt").write_text(" ".join(document))
         config = DataConfig(source="text", path=str(place / "texts"), seq_len=5, validation=0.2, test=0.1)
-        try: one, many = (prepare(config.replace(shard_sequences=n), place / str(n)) for n in (10_000, size))
-        except ValueError: assume(False)                                  # none is left for training
+        one, many = (prepare(config.replace(shard_sequences=n), place / str(n)) for n in (10_000, size))
         for split in ("train", "validation", "test"):
             assert many.split(split)[:].tolist() == one.split(split)[:].tolist()
         assert max(many.manifest["shards"]["train"]) <= size
@@ -321,7 +347,7 @@ class Letters(Tokenizer):
     def __init__(self): pass   # no backend
 
     pad_id, eos_id, vocab_size = 0, 1, 28
-    def encode(self, text): return [ord(letter) - 95 for letter in text]
+    def encode(self, text, special=False): return [ord(letter) - 95 for letter in text]
     def decode(self, ids, skip_special=True): return "".join(chr(i + 95) for i in ids if i > 1)
 
 

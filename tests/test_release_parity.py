@@ -153,3 +153,11 @@ def test_paper_size_has_the_published_counts():
     assert round(sum(p.numel() for n, p in dit.named_parameters() if "modulation" in n) / 1e9, 2) == 0.61
     parts = ("qkv", "attention.out", "mlp")
     assert round(sum(p.numel() for n, p in dit.named_parameters() if "blocks" in n and any(part in n for part in parts)) / 1e9, 3) == 1.208
+
+
+def test_names_of_special_tokens_in_a_prompt_are_text_unless_the_release_is_asked_for():
+    cola, seen = read_release(OWN[0]), []
+    encode, pad, unknown = cola.tokenizer.encode, cola.tokenizer.pad_id, cola.tokenizer.encode("[UNK]")[0]
+    cola.tokenizer.encode = lambda *asked: seen.append(encode(*asked)) or seen[-1]
+    for compat in ("none", "release"): next(cola.sampler(compat=compat, max_new_tokens=4).blocks(["[UNK] [PAD]"], [0]))
+    assert seen == [[unknown, unknown], [unknown, pad]]

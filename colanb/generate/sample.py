@@ -553,7 +553,8 @@ class Sampler(_LatentSampler):
 
     def _begin(self, prompts: list[str], seeds: list[int] | None) -> tuple[list[BlockState], Prefix]:
         "Encode the prompts and make their states."
-        ids = [self.tokenizer.encode(prompt) for prompt in prompts]
+        special = self.release   # names of special tokens in a prompt: see `Tokenizer.encode`
+        ids = [self.tokenizer.encode(prompt, special) for prompt in prompts]
         size = self.dit.config.block_size
         prefix = encode_prompts(self.vae, ids, size, self.tokenizer.pad_id, self.config.first_block)
         return begin_states(prompts, seeds, prefix.offset.tolist()), prefix

@@ -97,7 +97,7 @@ class NumberTokenizer(Tokenizer):
         self.pad_id = 0
         self.eos_id = -1
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, special: bool = False) -> list[int]:
         return [int(word) for word in text.split()]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:

@@ -89,12 +89,14 @@ def _evaluation(
     corpus: Corpus,
     batch_size: int,
     on_eval: Callable[[nn.Module, int], dict[str, float]] | None,
-) -> Callable[..., dict[str, float]]:
-    "Join the validation losses and a caller's own measurements in one hook for the loop."
-    validate = validation(check, corpus, batch_size)
+) -> Callable[..., dict[str, float]] | None:
+    "Join the validation losses and a caller's own measurements in one hook for the loop; None if there are neither."
+    validate = validation(check, corpus, batch_size) if corpus.holds("validation") else None
+    if validate is None and on_eval is None:
+        return None
 
     def evaluate(model: nn.Module, done: int, context: StepContext) -> dict[str, float]:
-        columns = validate(model, done, context)
+        columns = validate(model, done, context) if validate else {}
         if on_eval is None:
             return columns
         return columns | on_eval(model, done)

@@ -142,10 +142,12 @@ def read_lines(
     on_error: OnError = "strict",   # raise at a malformed line, or "skip" it
     rejects: str | Path | None = None, # file for skipped lines; default: the path with the ending .rejects.jsonl
 ) -> tuple[list[Record], int]:      # records and the number of rejected lines
-    "Read JSON lines; `ValueError` with file and line at a malformed one, or if no record is left."
+    "Read JSON lines; `ValueError` with file and line at a malformed one, or if there is no file or no record is left."
     if on_error not in ("strict", "skip"):
         raise ValueError(f"on_error must be 'strict' or 'skip', got {on_error!r}")
     path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no such file: {path}")
     seen = set()
     records = []
     rejected = []

@@ -426,12 +426,12 @@ class ReleasedTokenizer(Tokenizer):
             raise ValueError(f"no padding token: one of {', '.join(self.PADS)} is needed")
         self.backend = backend
         self.words = isinstance(backend.model, models.WordLevel)
-        self.reserved = {}                        # no id is replaced: special strings are special tokens
         self.pad_id = pads[0]
         self.eos_id = stops[0] if stops else None
         self.unk_id = None
         self.stop_ids = set(stops)
         self.vocab_size = max(backend.get_vocab().values()) + 1
+        self._reserve(pads + stops)
 
 # %% ../../nbs/5_release/01_hub.ipynb #79063712
 class ColaModel(ModelHubMixin, library_name="colanb", tags=["diffusion", "text-generation"]):

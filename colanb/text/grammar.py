@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Words', 'SlotPatterns', 'role_of', 'role_kind', 'Pattern', 'split_choices', 'expand', 'Step', 'read_step',
            'expand_slots', 'word_kinds', 'index_sentences', 'Grammar', 'Mention', 'Reading', 'sentence_bounds',
-           'log_plan', 'read']
+           'log_plan', 'parse']
 
 # %% ../../nbs/1_text/02_grammar.ipynb #468a84cb
 import re
@@ -260,7 +260,7 @@ def log_plan(
     return log_prob if start == len(slots) else -inf
 
 # %% ../../nbs/1_text/02_grammar.ipynb #7f3059ed
-def read(grammar: Grammar, text: str) -> Reading:  # words separated by single spaces
+def parse(grammar: Grammar, text: str) -> Reading:  # words separated by single spaces
     "Read a text sentence by sentence; `log_local` is finite only if the whole is a story."
     words = text.split(" ")
     slots = []

@@ -8,6 +8,7 @@ __all__ = ['PAD', 'EOS', 'UNK', 'SPECIAL', 'Tokenizer', 'word_tokenizer', 'frequ
 
 # %% ../../nbs/1_text/05_tokenizer.ipynb #f9e88fa2
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as Backend, decoders, models, pre_tokenizers, trainers
 
 from ..config import DataConfig, ROOT
-from .sources import testbed_of
+from .sources import first_line, testbed_of
 
 # %% ../../nbs/1_text/05_tokenizer.ipynb #09c1bdfe
 PAD = "<|pad|>"
@@ -30,25 +31,43 @@ class Tokenizer:
     def __init__(self, backend: Backend):  # has <|pad|> and <|endoftext|>
         self.backend = backend
         self.words = isinstance(backend.model, models.WordLevel)
-        backend.encode_special_tokens = True  # special strings inside a text are ordinary text
         self.pad_id = backend.token_to_id(PAD)
         self.eos_id = backend.token_to_id(EOS)
         self.unk_id = backend.token_to_id(UNK)
         if self.pad_id is None or self.eos_id is None:
             raise ValueError(f"tokenizer lacks {PAD!r} or {EOS!r}")
         self.vocab_size = max(backend.get_vocab().values()) + 1
+        self._reserve([self.pad_id, self.eos_id])
+
+    def _reserve(self, ids: Iterable[int]) -> None:
+        "Keep tokens out of encoded text, even where it spells out their names."
         self.reserved = {}  # id -> its replacement in encoded text
-        if self.words:  # a word-level model would look up special strings that a text spells out
-            self.reserved = {self.pad_id: self.unk_id, self.eos_id: self.unk_id}
+        if self.words:  # a word-level model would look up the names
+            unknown = self.backend.token_to_id(self.backend.model.unk_token)
+            self.reserved = {i: unknown for i in ids if unknown is not None}
+            return
+        added = self.backend.get_added_tokens_decoder()
+        ordinary = [self.backend.id_to_token(i) for i in ids if i in added and not added[i].special]
+        self.backend.add_special_tokens(ordinary)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        special: bool = False,  # read the names of special tokens as these tokens, not as text
+    ) -> list[int]:
         "Encode a text, without separators."
-        return self.encode_batch([text])[0]
+        return self.encode_batch([text], special)[0]
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+    def encode_batch(
+        self,
+        texts: list[str],
+        special: bool = False,  # read the names of special tokens as these tokens, not as text
+    ) -> list[list[int]]:
         "Encode texts, without separators; each gives a list of ids."
+        self.backend.encode_special_tokens = not special
         encodings = self.backend.encode_batch(texts, add_special_tokens=False)
-        return [self._replace_reserved(encoding.ids) for encoding in encodings]
+        encoded = [encoding.ids for encoding in encodings]
+        return encoded if special else list(map(self._replace_reserved, encoded))
 
     def _replace_reserved(self, ids: list[int]) -> list[int]:
         "Replace reserved ids."
@@ -145,21 +164,20 @@ def bpe_tokenizer(
     return Tokenizer(backend)
 
 # %% ../../nbs/1_text/05_tokenizer.ipynb #2cd91f2f
-def tokenizer_file(name: str) -> Path:  # path relative to the project, or the hub's OWNER/NAME
+def tokenizer_file(name: str) -> Path:  # path relative to the project, or the hub's NAME or OWNER/NAME
     "Find the tokenizer.json behind a name; raise `ValueError` where neither the disk nor the hub has it."
     path = ROOT / name
-    is_hub_name = name.count("/") == 1 and not name.endswith(".json")
-    if path.is_file() or not is_hub_name:
+    if path.is_file():
         return path
+    choices = f"data.tokenizer={name!r}: choose 'word', 'bpe', the path of a tokenizer.json, or a name on the hub"
+    if name.count("/") > 1 or name.endswith(".json"):
+        raise ValueError(f"{choices}; there is no such file")
     from huggingface_hub import hf_hub_download
     try:
         return Path(hf_hub_download(name, "tokenizer.json"))
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"data.tokenizer={name!r}: no such file, and no tokenizer.json of that name on the hub or in its cache: "
-            f"{reason}"
-        ) from error
+        missing = "no such file, and no tokenizer.json of that name on the hub or in its cache"
+        raise ValueError(f"{choices}; {missing}: {first_line(error)}") from error
 
 # %% ../../nbs/1_text/05_tokenizer.ipynb #46f91dd6
 def make_tokenizer(
@@ -167,11 +185,17 @@ def make_tokenizer(
     texts: Iterable[str],  # of the training split
 ) -> Tokenizer:
     "Build the tokenizer that `config` names: word-level, trained BPE, or read from a file or the hub."
-    if config.tokenizer == "bpe":
-        return bpe_tokenizer(texts, config.vocab_size)
-    if config.tokenizer != "word":
-        return Tokenizer.load(tokenizer_file(config.tokenizer))
-    if config.source == "testbed":
+    if config.tokenizer == "word" and config.source == "testbed":
         return word_tokenizer(testbed_of(config).vocabulary)
-    line_end = 1
-    return word_tokenizer(frequent_words(texts, config.vocab_size - len(SPECIAL) - line_end))
+    if config.tokenizer == "bpe":
+        tokenizer = bpe_tokenizer(texts, config.vocab_size)
+    elif config.tokenizer == "word":
+        line_end = 1
+        tokenizer = word_tokenizer(frequent_words(texts, config.vocab_size - len(SPECIAL) - line_end))
+    else:
+        return Tokenizer.load(tokenizer_file(config.tokenizer))
+    if tokenizer.vocab_size < config.vocab_size:
+        warnings.warn(
+            f"data.vocab_size={config.vocab_size}: the training text gives {tokenizer.vocab_size} entries only",
+            stacklevel=2)
+    return tokenizer

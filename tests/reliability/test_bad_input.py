@@ -1,4 +1,5 @@
 "Wrong parameters and wrong data are refused before anything is trained, by name and with what is allowed; pickles are never run."
+import gzip
 import json
 import os
 import pickle
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -17,6 +19,7 @@ from trainers import record
 from colanb.model.folders import load_baseline
 from colanb.config import Config, DataConfig, Profile, ROOT, RunConfig, SampleConfig, load_profile, read_params
 from colanb.text.corpus import Corpus, prepare
+from colanb.text.testbed import Testbed
 from colanb.text.tokenizer import Tokenizer
 from colanb.model.cola import ColaDLM
 from colanb.release.hub import load
@@ -111,6 +114,8 @@ def test_wrong_arguments(capsys):
     refused("patch_size=2, 5 tokens", lambda: TextVAE(vae.replace(patch_size=2)).encode(torch.zeros(1, 5, dtype=torch.long)), ("5 tokens", "patch_size=2"))
     refused("steps=0", lambda: SampleConfig().replace(steps=0), ("steps=0", ">= 1"))
     refused("testbed with named splits", lambda: DataConfig(test=["a"]), ("data.test", "share"))
+    refused("shares of 1 together", lambda: DataConfig(source="text", path="x", validation=0.5, test=0.5), ("data.validation=0.5", "data.test=0.5", "leave a share"))
+    for split in (Testbed("micro").documents, partial(Testbed("micro").items, "lambada")): refused(f"{split} of an unknown split", lambda: split(1, 0, split="dev"), ("split='dev'", "test", "train", "validation"))
     refused("a share of 1", lambda: DataConfig(source="text", path="x", validation=1.0), ("data.validation=1.0", "< 1"))
     for words, said in ((["run=huge"], "choose from ['study', 'tiny']"), (["run=tiny", "stage=3"], "['prior', 'vae']"), (["run=tiny", "profile=huge"], "choose from"), (["runn=tiny"], "usage"), (["run=tiny", "seed=x"], "usage")):
         assert main(words) in (1, 2) and said in capsys.readouterr().err
@@ -168,10 +173,58 @@ def test_odd_but_good_text_is_kept(tmp_path):
     assert corpus.tokenizer.decode(corpus.split("test")[0]) == "fox\nhen\n"
 
 
+def good_files(place, count=20):
+    place.mkdir()
+    for i in range(count): (place / f"good{i}.txt").write_text(f"story {i} of a fox and a hen")
+    return DataConfig(source="text", path=str(place), vocab_size=40, seq_len=16, validation=0.1, test=0.1)
+
+
+@pytest.mark.parametrize("shards", [None, 5])
+def test_a_file_that_cannot_be_read(tmp_path, shards):
+    "A link to nowhere, a cut-off download: named under `strict`, counted under `skip`."
+    config = good_files(tmp_path / "in").replace(shard_sequences=shards)
+    for name, content in (("gone.txt", None), ("cut.txt.gz", gzip.compress(b"once upon a time")[:-9]), ("none.jsonl.gz", b"no gzip"), ("gone.jsonl", None)):
+        path = tmp_path / "in" / name
+        if content is None: path.symlink_to(tmp_path / "nowhere")
+        else: path.write_bytes(content)
+        refused(name, lambda: prepare(config, tmp_path / "strict"), (name, "file cannot be read"))
+        manifest = prepare(config.replace(on_error="skip"), tmp_path / "skip").manifest
+        assert (manifest["kept"], manifest["read"], list(manifest["skipped"])[0][:19]) == (20, 21, "file cannot be read")
+        path.unlink()
+
+
+def test_files_of_other_endings_are_read_or_named(tmp_path):
+    config = good_files(tmp_path / "in", 3).replace(validation=["UPPER"], test=["notes", "packed", "rows"])
+    (tmp_path / "in/UPPER.TXT").write_text("a fox"); (tmp_path / "in/notes.md").write_text("a hen"); (tmp_path / "in/packed.txt.gz").write_bytes(gzip.compress(b"a mill"))
+    (tmp_path / "in/rows.jsonl").write_text('{"text": "one"}\n\n{"text": "two"}\n  \n'); (tmp_path / "in/a.pdf").write_bytes(b"%PDF"); (tmp_path / "in/LICENSE").write_text("free")
+    with pytest.warns(UserWarning, match="not read: LICENSE, a.pdf; files that are read end in .txt, .md or .jsonl"): manifest = prepare(config, tmp_path / "out").manifest
+    assert (manifest["kept"], manifest["ignored_files"], manifest["splits"]["test"]["documents"], manifest["splits"]["validation"]["documents"]) == (8, 2, 4, 1)
+
+
+def test_missed_settings_are_said_with_both_numbers(tmp_path):
+    config = good_files(tmp_path / "in")
+    with pytest.warns(UserWarning, match="data.vocab_size=50000: the training text gives [0-9]+ entries only"): prepare(config.replace(vocab_size=50_000), tmp_path / "large")
+    with pytest.warns(UserWarning, match="data.vocab_size=5000: the training text gives [0-9]+ entries only"): prepare(config.replace(tokenizer="bpe", vocab_size=5000), tmp_path / "bpe")
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": f"tale {i} " * (1 + 99 * (i == 5))}) for i in range(10)))
+    rows = DataConfig(source="hf", dataset="json", data_files=str(tmp_path / "rows.jsonl"), seq_len=16, validation=0.1, test=0.1)
+    with pytest.warns(UserWarning, match=r"data.validation=0.1: the split has a share of 0.\d+ \(\d+ of 763 characters\)"): prepare(rows, tmp_path / "rows")
+
+
+def test_a_hub_out_of_reach(tmp_path, monkeypatch):
+    "Without a network, and a name that is neither a file nor on the hub."
+    def offline(*names, **more): raise ConnectionError("Couldn't reach the Hub\nand more lines")
+    monkeypatch.setattr("datasets.load_dataset_builder", offline); monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    refused("a data set without a network", lambda: prepare(DataConfig(source="hf", dataset="someone/tales"), tmp_path / "out"), ("data.dataset", "'someone/tales'", "Couldn't reach the Hub"))
+    config = good_files(tmp_path / "in")
+    refused("tokenizer='gpt2'", lambda: prepare(config.replace(tokenizer="gpt2"), tmp_path / "out"), ("data.tokenizer='gpt2'", "'word', 'bpe'", "no such file", "Couldn't reach the Hub"))
+    refused("tokenizer='none.json'", lambda: prepare(config.replace(tokenizer="none.json"), tmp_path / "out"), ("data.tokenizer='none.json'", "'word', 'bpe'", "no such file"))
+    refused("dataset='json' alone", lambda: DataConfig(source="hf", dataset="json"), ("data.data_files is empty", "'json'"))
+
+
 def test_missing_places(tmp_path):
     refused("a missing folder", lambda: prepare(DataConfig(source="text", path=str(tmp_path / "nowhere")), tmp_path / "out"), ("data.path", "nowhere"))
     (tmp_path / "other").mkdir(); (tmp_path / "other/picture.png").write_bytes(b"\x89PNG")
-    refused("a folder without text", lambda: prepare(DataConfig(source="text", path=str(tmp_path / "other")), tmp_path / "out"), ("data.path", ".txt or .jsonl"))
+    refused("a folder without text", lambda: prepare(DataConfig(source="text", path=str(tmp_path / "other")), tmp_path / "out"), ("data.path", ".txt, .md or .jsonl"))
     for call in (load_model, load_baseline, Corpus.load): refused(f"{call.__name__} of a missing folder", lambda: call(tmp_path / "nowhere"), ("nowhere",))
 
 
@@ -206,6 +259,20 @@ def test_pickles_are_not_run(trained, tmp_path, folder, name, opened):
     assert not (tmp_path / "canary").exists()
     pickle.loads((tmp_path / folder / name).read_bytes()); assert (tmp_path / "canary").exists()   # it would have been seen
     FOUND.append({"input": f"a pickle as {folder}/{name}", "message": "refused", "seconds": 0})
+
+
+def records(base=Config):
+    return [base, *(record for child in base.__subclasses__() for record in records(child))]
+
+
+@pytest.mark.parametrize("record", records()[1:], ids=lambda record: record.__name__)
+def test_wrong_names_and_numbers_through_python(record):
+    "A misspelt name is answered as in a file, by each record; NaN and infinity are no setting."
+    first = next(iter(record.model_fields))
+    refused(f"{record.__name__}({first[:-1]}=...)", lambda: record(**{first[:-1]: 1}), (f"{first[:-1]}: no such name; did you mean {first!r}?", "choose from"))
+    numbers = [name for name, field in record.model_fields.items() if "float" in str(field.annotation)]
+    for name in numbers:
+        for number in (float("nan"), float("inf"), -float("inf")): refused(f"{name}={number}", lambda: record(**{name: number}), (name, str(number)))
 
 
 def test_every_part_of_a_profile_is_tried():
