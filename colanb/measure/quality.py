@@ -117,7 +117,7 @@ def continuation_outcomes(
     asked: Sequence[Opening],
     texts: Sequence[Sequence[int]],   # continuations, at least one token each
 ) -> dict[str, list[float]]:          # distinct_2: a single number
-    "Measure each continuation: the judge's nats per token, share of real words, hit of the first token; distinct pairs."
+    "Measure continuations: the judge's nats per token, shares of real words, hits of the first token, distinct pairs."
     if len(asked) != len(texts):
         raise ValueError(f"{len(texts)} texts for {len(asked)} prompts")
     prompts = [opening.prompt for opening in asked]
