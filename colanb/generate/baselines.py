@@ -110,10 +110,10 @@ class ARSampler(BaselineSampler):
     "Token by token, with a cache of the past."
 
     @torch.no_grad()
-    def blocks(self,
+    def _blocks(self,
         prompts: list[str],
-        seeds: list[int] | None = None,
-        on_step: None = None,
+        seeds: list[int] | None,
+        on_step: Any,   # there is no draft to watch
     ) -> Iterator[list[BlockState]]:
         "Yield the states of all prompts after each token, until all have stopped."
         states = begin_states(prompts, seeds)
@@ -157,10 +157,10 @@ class LLaDASampler(BaselineSampler):
     "Blocks of masks, filled in a few passes each."
 
     @torch.no_grad()
-    def blocks(self,
+    def _blocks(self,
         prompts: list[str],
-        seeds: list[int] | None = None,
-        on_step: None = None,
+        seeds: list[int] | None,
+        on_step: Any,   # there is no draft to watch
     ) -> Iterator[list[BlockState]]:
         "Yield the states of all prompts after each block, until all have stopped."
         states = begin_states(prompts, seeds)
@@ -245,10 +245,10 @@ class PlaidSampler(BaselineSampler):
     drawn = False
 
     @torch.no_grad()
-    def blocks(self,
+    def _blocks(self,
         prompts: list[str],
-        seeds: list[int] | None = None,
-        on_step: None = None,
+        seeds: list[int] | None,
+        on_step: Any,   # there is no draft to watch
     ) -> Iterator[list[BlockState]]:
         "Yield the states of all prompts when they are finished."
         states = begin_states(prompts, seeds)

@@ -5,14 +5,17 @@
 # %% auto #0
 __all__ = ['OnStep', 'solver_step', 'fresh_step', 'renoise', 'solver_times', 'solver_table', 'Prefix', 'sees_padding',
            'encode_prompts', 'BlockField', 'hold_prefix', 'transport_block', 'filter_logits', 'choose_tokens',
-           'noise_stream', 'Generation', 'BlockState', 'begin_states', 'unfinished', 'TextSampler', 'Sampler']
+           'as_prompts', 'prompt_seeds', 'as_seeds', 'noise_stream', 'Generation', 'BlockState', 'begin_states',
+           'unfinished', 'TextSampler', 'Sampler']
 
 # %% ../../nbs/4_generate/01_sample.ipynb #cf328573
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import takewhile
-from typing import NamedTuple
+from operator import index
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -327,6 +330,56 @@ def choose_tokens(
     probability = logits.softmax(-1)
     return torch.multinomial(probability, 1, generator=generator).squeeze(-1)
 
+# %% ../../nbs/4_generate/01_sample.ipynb #385bd593
+def _check_text(i: int, prompt: Any) -> None:
+    "Raise `TypeError` for what is not a text, `ValueError` for a text that cannot be written as UTF-8."
+    if not isinstance(prompt, str):
+        raise TypeError(f'prompts[{i}]={prompt!r}: a prompt is a text, as in generate(["Once upon a time"])')
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        broken = prompt[error.start]
+        raise ValueError(
+            f"prompts[{i}]: {broken!r} at place {error.start} is half a character (a surrogate), not text") from None
+
+# %% ../../nbs/4_generate/01_sample.ipynb #0b96bd65
+def as_prompts(
+    given: Any,   # a text, or several
+) -> list[str]:
+    "List the prompts; `TypeError` for anything but texts, `ValueError` for a text with a lone surrogate."
+    prompts = [given] if isinstance(given, str) else given
+    if not isinstance(prompts, Iterable):
+        raise TypeError(f'prompts={given!r}: give texts, as in generate(["Once upon a time"])')
+    prompts = list(prompts)
+    for i, prompt in enumerate(prompts):
+        _check_text(i, prompt)
+    return prompts
+
+# %% ../../nbs/4_generate/01_sample.ipynb #19b33211
+def prompt_seeds(prompts: list[str]) -> list[int]:
+    "Compute a seed from each prompt and the number of equal ones before it."
+    counts = Counter()
+    seeds = []
+    for prompt in prompts:
+        own = stream("prompt", prompt, counts[prompt])
+        seeds.append(own.initial_seed())
+        counts[prompt] += 1
+    return seeds
+
+# %% ../../nbs/4_generate/01_sample.ipynb #14b197d9
+def as_seeds(
+    given: Any,   # whole numbers; a single one for one prompt
+    count: int,   # of prompts
+) -> list[int]:
+    "List the seeds; `TypeError` for anything but whole numbers, `ValueError` unless there is one for each prompt."
+    try:
+        seeds = [index(seed) for seed in (given if isinstance(given, Iterable) else [given])]
+    except TypeError:
+        raise TypeError(f"seeds={given!r}: give a whole number for each prompt, or None") from None
+    if len(seeds) != count:
+        raise ValueError(f"{len(seeds)} seeds for {count} prompts")
+    return seeds
+
 # %% ../../nbs/4_generate/01_sample.ipynb #6f1d02c7
 def noise_stream(
     config: SampleConfig,
@@ -346,6 +399,13 @@ class Generation(NamedTuple):
     tokens: list[int]
     latents: Float[Tensor, "n d"]      # of all generated blocks, pinned ones included
 
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        beginning = self.text if len(self.text) <= 60 else self.text[:60] + "…"
+        return f"Generation({beginning!r}, {len(self.tokens)} tokens, {len(self.latents)} latents)"
+
 # %% ../../nbs/4_generate/01_sample.ipynb #fd1daa6a
 class BlockState:
     "What one prompt has so far."
@@ -361,17 +421,14 @@ class BlockState:
 # %% ../../nbs/4_generate/01_sample.ipynb #69055ee4
 def begin_states(
     prompts: list[str],
-    seeds: list[int] | None,             # None: 0, 1, ...
+    seeds: Sequence[int] | None,         # None: `prompt_seeds`
     offsets: list[int] | None = None,    # None: all 0
 ) -> list[BlockState]:
     "Make fresh states; `ValueError` unless there are as many seeds as prompts."
-    if seeds is not None and len(seeds) != len(prompts):
-        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts")
-    states = []
-    for i in range(len(prompts)):
-        seed = i if seeds is None else seeds[i]
-        states.append(BlockState(i, seed, offsets[i] if offsets else 0))
-    return states
+    count = len(prompts)
+    seeds = prompt_seeds(prompts) if seeds is None else as_seeds(seeds, count)
+    offsets = offsets or [0] * count
+    return [BlockState(i, seeds[i], offsets[i]) for i in range(count)]
 
 # %% ../../nbs/4_generate/01_sample.ipynb #0fce1b93
 def unfinished(states: list[BlockState]) -> list[int]:
@@ -391,13 +448,24 @@ class TextSampler(ABC):
         self.config = config
         self.stop_ids = getattr(tokenizer, "stop_ids", {tokenizer.eos_id})   # released tokenizers have several
 
-    @abstractmethod
     def blocks(self,
-        prompts: list[str],
-        seeds: list[int] | None = None,     # one per prompt; default 0, 1, ...
+        prompts: str | Sequence[str],            # a single text is one prompt
+        seeds: int | Sequence[int] | None = None,   # one per prompt; None: `prompt_seeds`
         on_step: OnStep | None = None,
     ) -> Iterator[list[BlockState]]:
-        "Yield the states of all prompts after each block, until all have stopped."
+        "Yield the states of all prompts after each block, until all have stopped; nothing for no prompts."
+        prompts = as_prompts(prompts)
+        if seeds is not None:
+            seeds = as_seeds(seeds, len(prompts))
+        return self._blocks(prompts, seeds, on_step) if prompts else iter(())
+
+    @abstractmethod
+    def _blocks(self,
+        prompts: list[str],                 # one at least
+        seeds: list[int] | None,
+        on_step: OnStep | None,
+    ) -> Iterator[list[BlockState]]:
+        "Do the work of `blocks`."
 
     def choose_for(self,
         state: BlockState,
@@ -429,10 +497,14 @@ class TextSampler(ABC):
         tokens = list(takewhile(lambda token: token not in self.stop_ids, new))
         return Generation(self.tokenizer.decode(tokens), tokens, torch.cat(state.latents))
 
-    def generate(self, prompts: list[str], seeds: list[int] | None = None) -> list[Generation]:
-        "Continue `prompts`; the result for a prompt is the same whatever else is in the batch."
+    def generate(self,
+        prompts: str | Sequence[str],            # a single text is one prompt
+        seeds: int | Sequence[int] | None = None,   # one per prompt; None: `prompt_seeds`
+    ) -> list[Generation]:
+        "Continue each prompt; the result is the same whatever else is in the batch, and in any order."
+        states = []
         for states in self.blocks(prompts, seeds):
-            pass
+            pass   # `blocks` yields after every block; the last states are complete
         return [self.finish(state) for state in states]
 
 # %% ../../nbs/4_generate/01_sample.ipynb #13ef4c79
@@ -532,10 +604,10 @@ class Sampler(_LatentSampler):
     "Generates continuations with a VAE, a DiT and a tokenizer: the sampler of Cola DLM."
 
     @torch.no_grad()
-    def blocks(self,
+    def _blocks(self,
         prompts: list[str],
-        seeds: list[int] | None = None,     # one per prompt; default 0, 1, ...
-        on_step: OnStep | None = None,
+        seeds: list[int] | None,
+        on_step: OnStep | None,
     ) -> Iterator[list[BlockState]]:
         "Yield the states of all prompts after each block, until all have stopped."
         states, prefix = self._begin(prompts, seeds)
@@ -556,6 +628,8 @@ class Sampler(_LatentSampler):
         ids = [self.tokenizer.encode(prompt) for prompt in prompts]
         size = self.dit.config.block_size
         prefix = encode_prompts(self.vae, ids, size, self.tokenizer.pad_id, self.config.first_block)
+        if seeds is None and self.release:
+            seeds = list(range(len(prompts)))   # the release counts the items of a batch
         return begin_states(prompts, seeds, prefix.offset.tolist()), prefix
 
     def _rounds(self, prefix: Prefix) -> int:

@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -455,11 +455,11 @@ class ColaModel(ModelHubMixin, library_name="colanb", tags=["diffusion", "text-g
         return Sampler(self.model.vae, self.model.dit, self.tokenizer, self.run.sampling(**changes))
 
     def generate(self,
-        prompts: list[str],
-        seeds: list[int] | None = None,              # one per prompt; default 0, 1, ...
+        prompts: str | Sequence[str],                # a single text is one prompt
+        seeds: int | Sequence[int] | None = None,    # one per prompt; None: `generate.sample.prompt_seeds`
         **changes: Any,                              # fields of SampleConfig, e.g. max_new_tokens=64
-    ) -> list[Generation]:
-        "Continue `prompts`."
+    ) -> list[Generation]:                           # one per prompt
+        "Continue each prompt, as `TextSampler.generate` does."
         return self.sampler(**changes).generate(prompts, seeds)
 
     def to(self, device: str) -> "ColaModel":
