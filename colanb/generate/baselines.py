@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import RunConfig, SampleConfig, stream
-from .sample import BlockState, Sampler, TextSampler, begin_states, unfinished
+from .sample import BlockState, Sampler, TextSampler, Watch, begin_states, unfinished
 from ..model.baselines import Baseline, noised
 from ..model.cache import KVCache
 from ..model.cola import ColaDLM
@@ -113,7 +113,7 @@ class ARSampler(BaselineSampler):
     def _blocks(self,
         prompts: list[str],
         seeds: list[int] | None,
-        on_step: Any,   # there is no draft to watch
+        watch: Watch,   # nothing is shown before a block is done
     ) -> Iterator[list[BlockState]]:
         "Yield the states of all prompts after each token, until all have stopped."
         states = begin_states(prompts, seeds)
@@ -160,7 +160,7 @@ class LLaDASampler(BaselineSampler):
     def _blocks(self,
         prompts: list[str],
         seeds: list[int] | None,
-        on_step: Any,   # there is no draft to watch
+        watch: Watch,   # nothing is shown before a block is done
     ) -> Iterator[list[BlockState]]:
         "Yield the states of all prompts after each block, until all have stopped."
         states = begin_states(prompts, seeds)
@@ -248,7 +248,7 @@ class PlaidSampler(BaselineSampler):
     def _blocks(self,
         prompts: list[str],
         seeds: list[int] | None,
-        on_step: Any,   # there is no draft to watch
+        watch: Watch,   # nothing is shown before a block is done
     ) -> Iterator[list[BlockState]]:
         "Yield the states of all prompts when they are finished."
         states = begin_states(prompts, seeds)
