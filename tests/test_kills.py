@@ -829,7 +829,7 @@ def test_sample_transport_is_a_loop_over_steps(hold, first_block, rounds, solver
                     wanted.append(f"repaint {i} {again_}")
                     z = renoise(z, times[i + 1], times[i], torch.randn(2, 2, 4, generator=stream(wanted[-1])))
                 z = solver_step(velocity, z, times[i], times[i + 1], solver)
-            close(seen[i][1], z)
+            close(seen[i][1], hold_prefix(z, known, pinned, times[i + 1], start, config))
     close(found, hold_prefix(z, known, pinned, 0.0, start, config))
     close(again, found)
     assert [t for t, _ in seen] == times[1:] and places == wanted * 2

@@ -644,7 +644,16 @@ class _LatentSampler(TextSampler):
         for state, own_logits, latents in zip(states, logits, z):
             state.tokens += self.choose_for(state, own_logits, k).tolist()
             state.latents.append(latents)
+            if k == 0 and not self.release:
+                self._pass_filler(state)
             state.done = self.stopped(state)
+
+    def _pass_filler(self, state: BlockState) -> None:
+        "Let padding behind the prompt, in its last patch, belong to the prompt."
+        open_places = -state.offset % self.vae.config.patch_size
+        behind = state.tokens[state.offset:][:open_places]
+        filler = takewhile(lambda token: token == self.tokenizer.pad_id, behind)
+        state.offset += len(list(filler))
 
     def draft_block(self,
         states: list[BlockState],
@@ -692,10 +701,11 @@ class Sampler(_LatentSampler):
 
     def _rounds(self, prefix: Prefix) -> int:
         "Count the blocks that the longest continuation needs."
+        patch_size = self.vae.config.patch_size
         tokens = self.config.max_new_tokens
         if not self.release:
-            tokens += int(prefix.offset.max())
-        chunk = self.dit.config.block_size * self.vae.config.patch_size
+            tokens += int(prefix.pinned.sum(1).max()) * patch_size
+        chunk = self.dit.config.block_size * patch_size
         return -(-tokens // chunk)
 
     def _transport(self,
