@@ -383,6 +383,20 @@ def test_results_depend_neither_on_company_nor_on_order(family, asked, chance):
     assert sampler.generate([]) == [] and list(sampler.blocks([])) == []
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_every_sampler_runs_in_every_type(family, dtype):
+    "Weights are rounded, constants and the solver's state are not: the latents stay near those of float32."
+    config = SampleConfig(steps=4, max_new_tokens=8, guidance_scale=2.0)
+    rounded, exact = (
+        make_sampler(FAMILIES[family]().to(kind), Letters(), config).generate(["abcab", "f"], [1, 2])
+        for kind in (dtype, torch.float32))
+    for ours, reference in zip(rounded, exact):
+        assert ours.latents.dtype in (torch.float32, dtype if dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(ours.latents[:2].float(), reference.latents[:2], atol=0.1, rtol=0)
+        if dtype != torch.bfloat16: assert ours.tokens == reference.tokens
+
+
 # scorers
 
 written = st.text("abcAB .,!\n(é", max_size=14)

@@ -264,7 +264,7 @@ class PlaidSampler(BaselineSampler):
         "Embed the prompts and draw the noise."
         known = canvas.prompt
         prompt_ids = canvas.ids.masked_fill(~known, 0)
-        h0 = F.embedding(prompt_ids, self.model.table())
+        h0 = F.embedding(prompt_ids, self.model.table().float())   # the state is float32, whatever the weights
         noise = self._noise(h0.shape, canvas.start.tolist(), states)
         seen = canvas.seen
         if seen is None:

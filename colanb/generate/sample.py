@@ -216,7 +216,8 @@ class BlockField:
         "Evaluate the guided velocity at one of the solver's times."
         index = torch.full((len(z), 1), self.row_of[t], device=z.device)
         time = self.time._replace(index=index)
-        conditional, alone = self.dit.guided(z, t, time, self.cache, self.alone)
+        velocities = self.dit.guided(z, t, time, self.cache, self.alone)
+        conditional, alone = (v.to(z.dtype) for v in velocities)
         if len(self.alone) == 0:
             return conditional
         if len(self.alone) == len(z):
@@ -595,7 +596,8 @@ class _LatentSampler(TextSampler):
         for state in states:
             generator = noise_stream(self.config, state.seed, *place)
             noises.append(torch.randn(shape, generator=generator))
-        return torch.stack(noises).to(self.dit.input.weight.device)
+        weight = self.dit.input.weight
+        return torch.stack(noises).to(weight.device, torch.promote_types(weight.dtype, torch.float32))
 
     def decode(self, z: Float[Tensor, "b n d"], cache: KVCache) -> Float[Tensor, "b l v"]:
         "Decode new latents to logits; under `compat='release'` their scaling and shift are not undone."
