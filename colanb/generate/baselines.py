@@ -90,11 +90,14 @@ class BaselineSampler(TextSampler):
         live: list[BlockState],
         logits: Float[Tensor, "b n v"],
         *place: int | str,
+        fixed: list[list[int]] | None = None,   # tokens of each state's block that are chosen already; None: none
     ) -> Int[Tensor, "b n"]:
         "Choose a token for each position of each state."
         if self.config.temperature == 0 and self.config.repetition_penalty == 1:
             return logits.argmax(-1)
-        return torch.stack([self.choose_for(state, row, *place) for state, row in zip(live, logits)])
+        fixed = fixed or [[]] * len(live)
+        chosen = [self.choose_for(state, row, *place, fixed=own) for state, row, own in zip(live, logits, fixed)]
+        return torch.stack(chosen)
 
 # %% ../../nbs/4_generate/02_baselines.ipynb #2644bac6
 def _logits_at(
@@ -198,9 +201,13 @@ class LLaDASampler(BaselineSampler):
         *numbers: int,               # of block and pass, for the random streams
     ) -> None:
         "Fix the `count` surest predictions of each block, in place."
-        masked = canvas.ids.gather(1, index) == self.model.config.vocab_size
+        block = canvas.ids.gather(1, index)
+        masked = block == self.model.config.vocab_size
         logits = _logits_at(self._predict(canvas), index).float()
-        chosen = self.choose(live, logits, *numbers)
+        fixed = None
+        if self.config.repetition_penalty != 1:
+            fixed = [row[~hidden].tolist() for row, hidden in zip(block, masked)]
+        chosen = self.choose(live, logits, *numbers, fixed=fixed)
         confidence = self._confidence(live, logits, chosen, *numbers)
         confidence = confidence.masked_fill(~masked, -1.0)
         surest = confidence.topk(count, -1).indices
@@ -241,8 +248,15 @@ class PlaidInputs(NamedTuple):
 
 # %% ../../nbs/4_generate/02_baselines.ipynb #13eee3b0
 class PlaidSampler(BaselineSampler):
-    "All new tokens at once, from noise."
+    "All new tokens at once, from noise; `ValueError` for a repetition penalty."
     drawn = False
+
+    def __init__(self, model: Baseline, tokenizer: Tokenizer, config: SampleConfig = SampleConfig()):
+        if config.repetition_penalty != 1:
+            raise ValueError(
+                f"sample.repetition_penalty={config.repetition_penalty}: "
+                "Plaid writes all tokens at once, so none repeats an earlier one; it knows 1 only")
+        super().__init__(model, tokenizer, config)
 
     @torch.no_grad()
     def _blocks(self,

@@ -317,7 +317,7 @@ def _top_p(logits: Float[Tensor, "l v"], top_p: float) -> Float[Tensor, "l v"]:
 # %% ../../nbs/4_generate/01_sample.ipynb #f3436302
 def filter_logits(
     logits: Float[Tensor, "l v"],
-    history: Int[Tensor, "m"],     # ids produced in earlier blocks
+    history: Int[Tensor, "m"],     # ids produced before
     config: SampleConfig,
 ) -> Float[Tensor, "l v"]:
     "Penalise and scale logits; excluded tokens become -inf."
@@ -336,7 +336,7 @@ def filter_logits(
 # %% ../../nbs/4_generate/01_sample.ipynb #26d1ab31
 def choose_tokens(
     logits: Float[Tensor, "l v"],
-    history: Int[Tensor, "m"],     # ids produced in earlier blocks
+    history: Int[Tensor, "m"],     # ids produced before
     config: SampleConfig,
     generator: torch.Generator | None,
 ) -> Int[Tensor, "l"]:
@@ -506,11 +506,12 @@ class TextSampler(ABC):
         state: BlockState,
         logits: Float[Tensor, "l v"],
         *place: int | str,                  # in the generation, such as the number of the block
+        fixed: Sequence[int] = (),          # tokens of the block that are chosen already
     ) -> Int[Tensor, "l"]:
         "Choose a state's next tokens, with random numbers of its own."
         device = logits.device
         generator = stream(self.config.seed, state.seed, *place, "tokens", device=str(device))
-        history = torch.tensor(state.tokens, dtype=torch.long, device=device)
+        history = torch.tensor([*state.tokens, *fixed], dtype=torch.long, device=device)
         return choose_tokens(logits, history, self.config, generator)
 
     def stopped(self, state: BlockState) -> bool:
