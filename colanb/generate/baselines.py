@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import RunConfig, SampleConfig, stream
-from .sample import BlockState, Sampler, TextSampler, Watch, begin_states, unfinished
+from .sample import BlockState, Sampler, TextSampler, Watchers, begin_states, unfinished
 from ..model.baselines import Baseline, noised
 from ..model.cache import KVCache
 from ..model.cola import ColaDLM
@@ -116,7 +116,7 @@ class ARSampler(BaselineSampler):
     def _blocks(self,
         prompts: list[str],
         seeds: list[int] | None,
-        watch: Watch,   # nothing is shown before a block is done
+        watch: Watchers,   # nothing is shown before a block is done
     ) -> Iterator[list[BlockState]]:
         "Yield the states of all prompts after each token, until all have stopped."
         states = begin_states(prompts, seeds)
@@ -163,7 +163,7 @@ class LLaDASampler(BaselineSampler):
     def _blocks(self,
         prompts: list[str],
         seeds: list[int] | None,
-        watch: Watch,   # nothing is shown before a block is done
+        watch: Watchers,   # nothing is shown before a block is done
     ) -> Iterator[list[BlockState]]:
         "Yield the states of all prompts after each block, until all have stopped."
         states = begin_states(prompts, seeds)
@@ -262,7 +262,7 @@ class PlaidSampler(BaselineSampler):
     def _blocks(self,
         prompts: list[str],
         seeds: list[int] | None,
-        watch: Watch,   # nothing is shown before a block is done
+        watch: Watchers,   # nothing is shown before a block is done
     ) -> Iterator[list[BlockState]]:
         "Yield the states of all prompts when they are finished."
         states = begin_states(prompts, seeds)
