@@ -357,6 +357,8 @@ def make_sampler(
         if model.dit is None:
             raise ValueError("a VAE without a prior cannot generate")
         return Sampler(model.vae, model.dit, tokenizer, config)
+    if not isinstance(model, Baseline):
+        raise TypeError(f"model is a {type(model).__name__}: give a ColaDLM or a baseline, such as load(...).model")
     families = {"ar": ARSampler, "llada": LLaDASampler, "plaid": PlaidSampler}
     return families[model.config.family](model, tokenizer, config)
 

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Backend, models
 from torch import Tensor, nn
 
-from ..config import DataConfig, DiTConfig, RunConfig, SampleConfig, VAEConfig
+from ..config import DataConfig, DiTConfig, RunConfig, SampleConfig, VAEConfig, shipped_models
 from ..generate.sample import Generation, Sampler
 from ..learn.saving import save_model
 from ..model.cola import ColaDLM
@@ -647,12 +647,12 @@ def fetch_folder(
 
 # %% ../../nbs/5_release/01_hub.ipynb #086a9b45
 def load(
-    name: str | Path,        # folder of either kind, or a hub name such as ByteDance-Seed/Cola-DLM
+    name: str | Path,        # english, a folder of either kind, or a hub name such as ByteDance-Seed/Cola-DLM
     device: str = "cpu",
     **download: Any,         # for the hub: revision, token, cache_dir, local_files_only, ...
 ) -> ColaModel:
     "Read a model; raise `ValueError` if there is none."
-    folder = Path(name)
+    folder = shipped_models().get(str(name), Path(name))
     if not folder.is_dir():
         folder = fetch_folder(name, **download)
     if (folder / "run.json").exists():
