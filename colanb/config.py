@@ -8,16 +8,17 @@ __all__ = ['ROOT', 'LIMITS', 'Count', 'Share', 'LOCAL_BUILDERS', 'TaskName', 'Pr
            'DiTConfig', 'BaselineConfig', 'FlowConfig', 'TrainConfig', 'SampleConfig', 'ODEConfig', 'RunConfig',
            'text_run', 'TaskConfig', 'SweepConfig', 'StudyConfig', 'vary', 'Profile', 'named_entries', 'unknown_names',
            'wrong_runs', 'wrong_studies', 'wrong_settings', 'read_params', 'load_profile', 'load_run', 'check_params',
-           'CommandLine', 'nan_to_null', 'stream', 'pick_device']
+           'CommandLine', 'positive', 'nan_to_null', 'stream', 'pick_device']
 
 # %% ../nbs/00_config.ipynb #21919728
 import argparse
 import difflib
 import hashlib
 import json
+import math
 import os
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from copy import deepcopy
 from itertools import product
 from pathlib import Path
@@ -739,7 +740,9 @@ def read_params(
     "Read the profiles of a parameter file, as YAML 1.2 (so that 1e-3 is a number)."
     path = Path(path or ROOT / "params.yaml")
     if not path.exists():
-        raise ValueError(f"no parameter file {path.name} in {path.parent}")
+        raise ValueError(
+            f"no parameter file {path.name} in {path.parent}: work in a folder of the project, "
+            "or name it in the variable COLANB_ROOT")
     try:
         params = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except (YAMLError, UnicodeDecodeError) as error:
@@ -826,6 +829,20 @@ class CommandLine(argparse.ArgumentParser):
         "End the command."
         line = "; ".join(message.splitlines())
         self.exit(2, f"{self.prog}: {line}\n")
+
+# %% ../nbs/00_config.ipynb #b35abee8
+def positive(kind: type) -> Callable[[str], int | float]:  # kind: int or float
+    "Make a reader of numbers above 0, for `add_argument(type=...)`."
+    def read(text: str) -> int | float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = 0
+        if not 0 < number < math.inf:
+            sort = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {sort} above 0")
+        return number
+    return read
 
 # %% ../nbs/00_config.ipynb #2dd4f181
 def nan_to_null(record: dict[str, Any]) -> dict[str, Any]:

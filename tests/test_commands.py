@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ENTRY = {"generate": ("colanb.release.cli", "main"), "score": ("colanb.measure.scoring", "score_main")}
+ENTRY = {"generate": ("colanb.release.cli", "main"), "score": ("colanb.measure.scoring", "score_main"),
+         "plan": ("colanb.lab.plan", "main")}
 LARGE = ("torch", "pandas", "scipy.stats", "matplotlib", "transformers", "datasets", "huggingface_hub", "sklearn", "xformers")
 
 
-def ask(command, *argv):
+def ask(command, *argv, folder=ROOT):
     "Run a command in a fresh process; its status, both streams, and which of the large libraries it imported."
     module, function = ENTRY[command]
     code = (f"import sys; from {module} import {function} as run\n"
@@ -18,7 +19,7 @@ def ask(command, *argv):
             "except SystemExit as end: status = end.code\n"
             f"print('IMPORTED', *[name for name in {LARGE} if name in sys.modules])\n"
             "sys.exit(status)")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True)
     said, _, imported = done.stdout.rpartition("IMPORTED")
     return done.returncode, said, done.stderr, imported.split()
 
@@ -31,15 +32,18 @@ def test_help_needs_no_large_library(command):
 
 WRONG = {
     ("generate", "--tokns", "3"): "--tokens",
-    ("generate", "--tokens", "0"): "max_new_tokens=0: must be >= 1",
+    ("generate", "--tokens", "0"): "--tokens 0: must be >= 1",
     ("generate", "--tokens", "many"): "invalid int value: 'many'",
-    ("generate", "--steps", "0"): "steps=0: must be >= 1",
-    ("generate", "--steps", "0", "--temperature", "-1"): "temperature=-1.0: must be >= 0",
-    ("generate", "--model", "no/such/model"): "no such folder",
+    ("generate", "--steps", "0"): "--steps 0: must be >= 1",
+    ("generate", "--steps", "0", "--temperature", "-1"): "--temperature -1.0: must be >= 0",
+    ("generate", "--model", "no/such/model"): f"no such folder {ROOT}/no/such/model",
     ("generate", "--model", "nbs"): "neither run.json nor cola_dit",
     ("score", "items", "written"): "--task",
     ("score", "items", "written", "--task", "arc"): "lambada",
     ("score", "items", "written", "--task", "obqa", "--rule", "ours"): "paper",
+    ("plan", "tiny", "--gpus", "0"): "argument --gpus: '0' is not a whole number above 0",
+    ("plan", "tiny", "--microbatch", "0"): "argument --microbatch: '0' is not a whole number above 0",
+    ("plan", "tiny", "--gpsu", "8"): "--gpus",
 }
 
 
@@ -53,7 +57,18 @@ def test_wrong_argument_is_named_in_one_line(asked):
 
 def test_missing_file_is_told_without_large_libraries():
     status, _, errors, imported = ask("score", "nosuch.jsonl", "nosuch.jsonl", "--task", "obqa")
-    assert (status, imported) == (1, []) and "nosuch.jsonl" in errors
+    assert (status, imported) == (1, []) and f"{ROOT}/nosuch.jsonl" in errors
+
+
+def test_outside_a_project_it_is_told_where_one_is_named(tmp_path):
+    status, _, errors, imported = ask("plan", "tiny", folder=tmp_path)
+    assert (status, imported) == (1, []) and f"no parameter file params.yaml in {tmp_path}" in errors and "COLANB_ROOT" in errors
+
+
+def test_a_foreign_parameter_file_is_answered_with_the_option(tmp_path):
+    (tmp_path / "params.yaml").write_text("lr: 1\n")
+    status, _, errors, imported = ask("generate", folder=tmp_path)
+    assert (status, imported) == (1, []) and "no profile 'profile'" in errors and "--model english" in errors
 
 
 def test_generate_writes_without_any_training(tmp_path):

@@ -39,7 +39,7 @@ from colanb.measure.likelihood import (
 from colanb.measure.text_likelihood import History, TextScorer, price_list
 from colanb.generate.sample import (
     BlockField, BlockState, Sampler, begin_states, choose_tokens, encode_prompts, filter_logits, hold_prefix,
-    noise_stream, renoise, sees_padding, solver_step, solver_table, solver_times, transport_block,
+    noise_stream, prompt_seeds, renoise, sees_padding, solver_step, solver_table, solver_times, transport_block,
 )
 from colanb.model.trunk import use
 from colanb.model.vae import Encoder, Posterior, TextVAE, vae_logsnr
@@ -829,7 +829,7 @@ def test_sample_transport_is_a_loop_over_steps(hold, first_block, rounds, solver
                     wanted.append(f"repaint {i} {again_}")
                     z = renoise(z, times[i + 1], times[i], torch.randn(2, 2, 4, generator=stream(wanted[-1])))
                 z = solver_step(velocity, z, times[i], times[i + 1], solver)
-            close(seen[i][1], z)
+            close(seen[i][1], hold_prefix(z, known, pinned, times[i + 1], start, config))
     close(found, hold_prefix(z, known, pinned, 0.0, start, config))
     close(again, found)
     assert [t for t, _ in seen] == times[1:] and places == wanted * 2
@@ -863,10 +863,12 @@ def test_sample_streams_and_states():
     )
     assert draw(noise_stream(release, 4, 2)) == draw(torch.Generator().manual_seed(9 + 4000 + 20_000_000))
     states = begin_states(["a", "b"], None)
+    own = [stream("prompt", prompt, 0).initial_seed() for prompt in "ab"]
     assert [(s.index, s.seed, s.offset, s.tokens, s.latents, s.done) for s in states] == [
-        (0, 0, 0, [], [], False),
-        (1, 1, 0, [], [], False),
+        (0, own[0], 0, [], [], False),
+        (1, own[1], 0, [], [], False),
     ]
+    assert prompt_seeds(["b", "a", "b"]) == [own[1], own[0], stream("prompt", "b", 1).initial_seed()]
     assert [(s.index, s.seed, s.offset) for s in begin_states(["a", "b"], [7, 5], [1, 0])] == [(0, 7, 1), (1, 5, 0)]
     with pytest.raises(ValueError, match="1 seeds for 2 prompts"):
         begin_states(["a", "b"], [7])
@@ -921,7 +923,7 @@ def test_sample_batch_goes_on_without_the_finished():
     sampler.stopped = lambda state: len(state.tokens) >= (2 if state.index == 1 else 8)
     sizes, field = [], sampler.dit.guided
     sampler.dit.guided = lambda z, *more: (sizes.append(len(z)), field(z, *more))[1]
-    states = list(sampler.blocks(["ab", "abcd", "b"]))[-1]
+    states = list(sampler.blocks(["ab", "abcd", "b"], [0, 1, 2]))[-1]
     assert [len(s.tokens) for s in states] == [8, 2, 8] and sizes == [3, 3] + [2] * 6
     alone = sampler_of(max_new_tokens=8)
     alone.stopped = lambda state: len(state.tokens) >= 8

@@ -1,6 +1,7 @@
 "Facts that hold for any input: hypothesis draws small ones, the same in every run."
 import re
 import tempfile
+from functools import partial
 from pathlib import Path
 from string import ascii_uppercase
 
@@ -12,14 +13,17 @@ from hypothesis import strategies as st
 
 from colanb.model.attention import BACKENDS, attend
 from colanb.model.visibility import Visibility
-from colanb.config import DataConfig, DiTConfig, SampleConfig, VAEConfig
+from colanb.config import BaselineConfig, DataConfig, DiTConfig, SampleConfig, VAEConfig
 from colanb.text.corpus import prepare, streamed_split, tokenise
 from colanb.text.packing import CUT, Shards, assign_splits, cut_shares, first_fit, pack
 from colanb.text.sources import Document
 from colanb.text.tokenizer import EOS, PAD, Tokenizer, UNK, bpe_tokenizer, word_tokenizer
+from colanb.model.baselines import make_baseline
+from colanb.model.cola import ColaDLM
 from colanb.model.dit import DiT
 from colanb.measure.estimators import wilson
-from colanb.generate.sample import Sampler
+from colanb.generate.baselines import make_sampler
+from colanb.generate.sample import Sampler, prompt_seeds
 from colanb.measure.scoring import (
     best_options, cut, first_word, normalise, option_letter, score, score_pairs, similarity,
 )
@@ -340,6 +344,12 @@ def test_cached_logits_are_those_of_the_whole_sequence(drawn, patch, batch):
     assert cache.past == [n] * batch
 
 
+def small_baseline(family):
+    torch.manual_seed(0)
+    config = BaselineConfig(family=family, vocab_size=28, width=16, layers=1, heads=2, intermediate=24, d_embed=6, init_std=0.3)
+    return make_baseline(config).double().eval() if family == "llada" else make_baseline(config).eval()
+
+
 # sampling
 
 class Letters(Tokenizer):
@@ -374,6 +384,43 @@ def test_a_prompt_is_continued_as_if_it_were_alone(asked, way, size, shape):
         assert (alone.tokens, alone.text) == (made.tokens, made.text)
         torch.testing.assert_close(alone.latents, made.latents[:len(alone.latents)], atol=1e-4, rtol=1e-4)
         assert len(made.tokens) <= 6 and Letters.eos_id not in made.tokens
+
+
+FAMILIES = {
+    "cola": lambda: ColaDLM(small_vae(1), small_dit(2)),
+    **{name: partial(small_baseline, name) for name in ("ar", "llada", "plaid")},
+}
+
+
+@settings(max_examples=4)
+@pytest.mark.parametrize("family", FAMILIES)
+@given(st.lists(st.sampled_from(["", "a", "bc", "decaf"]), min_size=2, max_size=5), st.randoms(use_true_random=False))
+def test_results_depend_neither_on_company_nor_on_order(family, asked, chance):
+    "Without seeds, too: a text's first result is that of the text alone, and its copies differ in noise."
+    sampler = make_sampler(FAMILIES[family](), Letters(), SampleConfig(steps=2, max_new_tokens=4, temperature=1.0))
+    made = sampler.generate(asked)
+    shuffled = list(asked)
+    chance.shuffle(shuffled)
+    for prompt in set(asked):
+        own = [g.tokens for g, other in zip(made, asked) if other == prompt]
+        assert own == [g.tokens for g, other in zip(sampler.generate(shuffled), shuffled) if other == prompt]
+        assert own[:1] == [g.tokens for g in sampler.generate(prompt)]
+    assert len(set(prompt_seeds(asked))) == len(asked)
+    assert sampler.generate([]) == [] and list(sampler.blocks([])) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_every_sampler_runs_in_every_type(family, dtype):
+    "Weights are rounded, constants and the solver's state are not: the latents stay near those of float32."
+    config = SampleConfig(steps=4, max_new_tokens=8, guidance_scale=2.0)
+    rounded, exact = (
+        make_sampler(FAMILIES[family]().to(kind), Letters(), config).generate(["abcab", "f"], [1, 2])
+        for kind in (dtype, torch.float32))
+    for ours, reference in zip(rounded, exact):
+        assert ours.latents.dtype in (torch.float32, dtype if dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(ours.latents[:2].float(), reference.latents[:2], atol=0.1, rtol=0)
+        if dtype != torch.bfloat16: assert ours.tokens == reference.tokens
 
 
 # scorers

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import RunConfig, SampleConfig, stream
-from .sample import BlockState, Sampler, TextSampler, begin_states, unfinished
+from .sample import BlockState, Sampler, TextSampler, Watchers, begin_states, unfinished
 from ..model.baselines import Baseline, noised
 from ..model.cache import KVCache
 from ..model.cola import ColaDLM
@@ -90,11 +90,14 @@ class BaselineSampler(TextSampler):
         live: list[BlockState],
         logits: Float[Tensor, "b n v"],
         *place: int | str,
+        fixed: list[list[int]] | None = None,   # tokens of each state's block that are chosen already; None: none
     ) -> Int[Tensor, "b n"]:
         "Choose a token for each position of each state."
         if self.config.temperature == 0 and self.config.repetition_penalty == 1:
             return logits.argmax(-1)
-        return torch.stack([self.choose_for(state, row, *place) for state, row in zip(live, logits)])
+        fixed = fixed or [[]] * len(live)
+        chosen = [self.choose_for(state, row, *place, fixed=own) for state, row, own in zip(live, logits, fixed)]
+        return torch.stack(chosen)
 
 # %% ../../nbs/4_generate/02_baselines.ipynb #2644bac6
 def _logits_at(
@@ -110,10 +113,10 @@ class ARSampler(BaselineSampler):
     "Token by token, with a cache of the past."
 
     @torch.no_grad()
-    def blocks(self,
+    def _blocks(self,
         prompts: list[str],
-        seeds: list[int] | None = None,
-        on_step: None = None,
+        seeds: list[int] | None,
+        watch: Watchers,   # nothing is shown before a block is done
     ) -> Iterator[list[BlockState]]:
         "Yield the states of all prompts after each token, until all have stopped."
         states = begin_states(prompts, seeds)
@@ -157,10 +160,10 @@ class LLaDASampler(BaselineSampler):
     "Blocks of masks, filled in a few passes each."
 
     @torch.no_grad()
-    def blocks(self,
+    def _blocks(self,
         prompts: list[str],
-        seeds: list[int] | None = None,
-        on_step: None = None,
+        seeds: list[int] | None,
+        watch: Watchers,   # nothing is shown before a block is done
     ) -> Iterator[list[BlockState]]:
         "Yield the states of all prompts after each block, until all have stopped."
         states = begin_states(prompts, seeds)
@@ -198,9 +201,13 @@ class LLaDASampler(BaselineSampler):
         *numbers: int,               # of block and pass, for the random streams
     ) -> None:
         "Fix the `count` surest predictions of each block, in place."
-        masked = canvas.ids.gather(1, index) == self.model.config.vocab_size
+        block = canvas.ids.gather(1, index)
+        masked = block == self.model.config.vocab_size
         logits = _logits_at(self._predict(canvas), index).float()
-        chosen = self.choose(live, logits, *numbers)
+        fixed = None
+        if self.config.repetition_penalty != 1:
+            fixed = [row[~hidden].tolist() for row, hidden in zip(block, masked)]
+        chosen = self.choose(live, logits, *numbers, fixed=fixed)
         confidence = self._confidence(live, logits, chosen, *numbers)
         confidence = confidence.masked_fill(~masked, -1.0)
         surest = confidence.topk(count, -1).indices
@@ -241,14 +248,21 @@ class PlaidInputs(NamedTuple):
 
 # %% ../../nbs/4_generate/02_baselines.ipynb #13eee3b0
 class PlaidSampler(BaselineSampler):
-    "All new tokens at once, from noise."
+    "All new tokens at once, from noise; `ValueError` for a repetition penalty."
     drawn = False
 
+    def __init__(self, model: Baseline, tokenizer: Tokenizer, config: SampleConfig = SampleConfig()):
+        if config.repetition_penalty != 1:
+            raise ValueError(
+                f"sample.repetition_penalty={config.repetition_penalty}: "
+                "Plaid writes all tokens at once, so none repeats an earlier one; it knows 1 only")
+        super().__init__(model, tokenizer, config)
+
     @torch.no_grad()
-    def blocks(self,
+    def _blocks(self,
         prompts: list[str],
-        seeds: list[int] | None = None,
-        on_step: None = None,
+        seeds: list[int] | None,
+        watch: Watchers,   # nothing is shown before a block is done
     ) -> Iterator[list[BlockState]]:
         "Yield the states of all prompts when they are finished."
         states = begin_states(prompts, seeds)
@@ -264,7 +278,7 @@ class PlaidSampler(BaselineSampler):
         "Embed the prompts and draw the noise."
         known = canvas.prompt
         prompt_ids = canvas.ids.masked_fill(~known, 0)
-        h0 = F.embedding(prompt_ids, self.model.table())
+        h0 = F.embedding(prompt_ids, self.model.table().float())   # the state is float32, whatever the weights
         noise = self._noise(h0.shape, canvas.start.tolist(), states)
         seen = canvas.seen
         if seen is None:
@@ -343,6 +357,8 @@ def make_sampler(
         if model.dit is None:
             raise ValueError("a VAE without a prior cannot generate")
         return Sampler(model.vae, model.dit, tokenizer, config)
+    if not isinstance(model, Baseline):
+        raise TypeError(f"model is a {type(model).__name__}: give a ColaDLM or a baseline, such as load(...).model")
     families = {"ar": ARSampler, "llada": LLaDASampler, "plaid": PlaidSampler}
     return families[model.config.family](model, tokenizer, config)
 

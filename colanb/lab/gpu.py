@@ -652,7 +652,7 @@ def rung(
         folder = Path(temporary) / "model"
         log = train_packed(run.replace(stage2=stage), corpus, setup, folder)
         _, sampler = load_sampler(folder, setup.device, temperature=1.0)
-        generations = sampler.generate(prompts)
+        generations = sampler.generate(prompts, range(len(prompts)))
     return {
         "share": share,
         "steps": steps,

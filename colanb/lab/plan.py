@@ -12,10 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
-
-from ..config import RunConfig, load_profile
-from ..measure.cost import build, memory, parameters, stage_flops
+from ..config import CommandLine, RunConfig, load_profile, positive
 
 # %% ../../nbs/8_lab/06_plan.ipynb #4a72701e
 GPUS = {   # dense bf16 TFLOP/s, GB
@@ -40,8 +37,10 @@ def budgets(
     run: RunConfig,
     tflops: float,     # of one GPU
     mfu: float,        # share of it that training reaches
-) -> pd.DataFrame:
+) -> "pandas.DataFrame":
     "Compute tokens, EFLOPs and GPU-hours of stage 2 along Fig 10's budgets, or along a shorter run's own steps."
+    import pandas as pd
+    from colanb.measure.cost import stage_flops
     tokens_per_step = run.stage2.batch_size * run.data.seq_len
     flops_per_token = stage_flops(run, "stage2").total.sum()
     table = []
@@ -59,12 +58,13 @@ def budgets(
 # %% ../../nbs/8_lab/06_plan.ipynb #41bef079
 def _parameter_rows(run: RunConfig) -> list[dict[str, Any]]:
     "Count the parameters of each part, in millions."
+    from colanb.measure.cost import build, parameters
     count = parameters(build(run))
     count["all"] = sum(count.values())
     return [{"part": part, "millions": number / 1e6} for part, number in count.items()]
 
 # %% ../../nbs/8_lab/06_plan.ipynb #f5a41f50
-def _flop_rows(flops: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:  # stage -> FLOPs per token
+def _flop_rows(flops: "dict[str, pandas.DataFrame]") -> list[dict[str, Any]]:  # stage -> FLOPs per token
     "Write the FLOPs per token of each stage and part, in 1e9."
     table = []
     for stage, of_part in flops.items():
@@ -108,6 +108,13 @@ def _step_row(
         f"tokens/s of {gpus} GPUs": gpus * gpu_flops / flops_per_token,
     }
 
+# %% ../../nbs/8_lab/06_plan.ipynb #eb39304a
+def _check_positive(**numbers: float) -> None:
+    "Raise `ValueError` for numbers that are not above 0."
+    too_small = [f"{name}={number}" for name, number in numbers.items() if not number > 0]
+    if too_small:
+        raise ValueError(f"{', '.join(too_small)}: must be above 0")
+
 # %% ../../nbs/8_lab/06_plan.ipynb #945639f2
 def plan(
     run: RunConfig,
@@ -119,8 +126,9 @@ def plan(
     days: float = 30.0,        # in which stage 2 is to be done
 ) -> dict[str, Any]:           # name of a table -> its rows
     "Compute everything about a run, as tables of records; `ValueError` if its batch does not come out even."
-    left = run.stage2.batch_size % (gpus * microbatch)
-    if gpus < 1 or microbatch < 1 or left:
+    from colanb.measure.cost import memory, stage_flops
+    _check_positive(gpus=gpus, microbatch=microbatch, mfu=mfu, days=days)
+    if run.stage2.batch_size % (gpus * microbatch):
         raise ValueError(
             f"batch_size={run.stage2.batch_size} must be a multiple of gpus*microbatch={gpus}*{microbatch}")
     stages = ["stage2"] if run.baseline else ["stage1", "stage2"]
@@ -137,21 +145,22 @@ def plan(
     }
 
 # %% ../../nbs/8_lab/06_plan.ipynb #32fa38b9
-def plan_parser() -> argparse.ArgumentParser:
+def plan_parser() -> CommandLine:
     "Describe the command line of `colanb-plan`."
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="colanb-plan",
         description="Parameters, FLOPs, memory, throughput and GPU-hours of a run, before it is started.",
     )
     add = parser.add_argument
     add("profile", help="a profile of params.yaml")
     add("--run", help="a run of the profile (default: its main run)")
-    add("--gpus", type=int, default=64, help="GPUs over which everything is sharded; 1 shards nothing (default: 64)")
+    add("--gpus", type=positive(int), default=64,
+        help="GPUs over which everything is sharded; 1 shards nothing (default: 64)")
     add("--gpu", default="h100", help=f"{', '.join(GPUS)}, or TFLOP/s,GB (default: h100)")
-    add("--mfu", type=float, default=0.4, help="share of the peak that training reaches (default: 0.4)")
-    add("--microbatch", type=int, default=1, help="sequences per pass (default: 1)")
+    add("--mfu", type=positive(float), default=0.4, help="share of the peak that training reaches (default: 0.4)")
+    add("--microbatch", type=positive(int), default=1, help="sequences per pass (default: 1)")
     add("--recompute", action="store_true", help="activation checkpointing")
-    add("--days", type=float, default=30.0, help="time in which stage 2 is to be done (default: 30)")
+    add("--days", type=positive(float), default=30.0, help="time in which stage 2 is to be done (default: 30)")
     add("--json", action="store_true", help="one JSON object in place of tables")
     return parser
 
@@ -161,8 +170,8 @@ def gpu_of(text: str) -> tuple[float, float]:  # TFLOP/s, GB
     if text in GPUS:
         return GPUS[text]
     try:
-        peak, gb = map(float, text.split(","))
-    except ValueError:
+        peak, gb = map(positive(float), text.split(","))
+    except (ValueError, argparse.ArgumentTypeError):
         raise ValueError(
             f"--gpu {text!r}: choose from {', '.join(GPUS)}, or give TFLOP/s,GB such as 989,80") from None
     return peak, gb
@@ -170,6 +179,7 @@ def gpu_of(text: str) -> tuple[float, float]:  # TFLOP/s, GB
 # %% ../../nbs/8_lab/06_plan.ipynb #ee8cf1c0
 def _print_tables(tables: dict[str, Any], args: argparse.Namespace) -> None:
     "Print the tables of a plan; the step is one column, as it has a single row."
+    import pandas as pd
     titles = {
         "parameters": "Parameters",
         "flops": "GFLOP per token",
@@ -195,7 +205,8 @@ def main(argv: list[str] | None = None) -> int:   # exit code
         gpu = gpu_of(args.gpu)
         tables = plan(run, args.gpus, gpu, args.mfu, args.microbatch, args.recompute, args.days)
     except ValueError as error:
-        print(f"colanb-plan: {error}", file=sys.stderr)
+        message = str(error).replace("gpus*microbatch", "--gpus * --microbatch")
+        print(f"colanb-plan: {message}", file=sys.stderr)
         return 1
     if args.json:
         print(json.dumps(tables))

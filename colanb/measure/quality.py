@@ -182,7 +182,9 @@ def sampler_changes(
     "Read changes to a SampleConfig; raise `ValueError` for one without `=`."
     changes = {}
     for setting in settings:
-        name, value = setting.split("=", 1)
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"{setting!r} is no change of a setting: write name=value, such as steps=8")
         changes[name] = YAML(typ="safe").load(value)
     return changes
 

@@ -424,8 +424,10 @@ def score_main(
     "Run `colanb-score`."
     args = score_parser().parse_args(argv)
     on_error = "skip" if args.skip_bad else "strict"
+    items, generations = Path(args.items).resolve(), Path(args.generations).resolve()
+    rejects = Path(args.rejects).resolve() if args.rejects else None
     try:
-        task_score = score_file(args.items, args.generations, args.task, args.rule, on_error, args.rejects)
+        task_score = score_file(items, generations, args.task, args.rule, on_error, rejects)
     except (ValueError, OSError) as error:
         print(f"colanb-score: {error}", file=sys.stderr)
         return 1

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..config import BaselineConfig
 from .cache import KVCache, positions_and_sight
-from .layers import Modulation, TimeEmbedding, Times
+from .layers import ExactConstants, Modulation, TimeEmbedding, Times
 from .linear import Linear, linear
 from .trunk import Trunk, TrunkConfig, make_norm
 
@@ -185,7 +185,7 @@ class LLaDA(Baseline):
         return self.nats(ids, valid, target, generator, rows, counted=True)
 
 # %% ../../nbs/2_model/10_baselines.ipynb #2e9753ee
-class NoiseLevels(nn.Module):
+class NoiseLevels(ExactConstants):
     "The density from which logSNRs are drawn."
     def __init__(self,
         config: BaselineConfig,
@@ -280,7 +280,7 @@ def token_evidence(
     slope = (alpha / variance)[:, None, None]
     device = "cpu" if z.is_meta else z.device.type
     with torch.autocast(device, enabled=False):
-        return slope * z.float() @ table.float().T
+        return slope.float() * z.float() @ table.float().T
 
 # %% ../../nbs/2_model/10_baselines.ipynb #a82a3e61
 class PlaidNetwork(Baseline):
@@ -317,6 +317,7 @@ class PlaidNetwork(Baseline):
             inputs = torch.cat([z, guess], -1)
         positions = torch.arange(z.shape[1], device=z.device)
         mask = None if seen is None else seen[:, None]
+        inputs = inputs.to(self.input.weight.dtype)
         x = self.trunk(self.input(inputs), positions, mask, time)
         logits = self.logits(x).float()
         if not self.config.output_prior:
@@ -335,7 +336,7 @@ class PlaidNetwork(Baseline):
 
     def denoised(self, logits: Float[Tensor, "b l v"]) -> Float[Tensor, "b l d"]:
         "Compute the mean embedding."
-        return logits.softmax(-1) @ self.table()
+        return logits.softmax(-1) @ self.table().to(logits.dtype)
 
 # %% ../../nbs/2_model/10_baselines.ipynb #f1b85092
 class Plaid(PlaidNetwork):
