@@ -241,6 +241,10 @@ class VAEConfig(Config):
             raise ValueError(f"vae.kv_heads={self.kv_heads} does not divide heads={self.heads}")
         if self.activation == "swiglu" and self.ffn_dim % 2:
             raise ValueError(f"vae.ffn_dim={self.ffn_dim} must be even for swiglu")
+        if self.d_latent == 2 and (self.normalise_mean or not self.variational):
+            raise ValueError(
+                "vae.d_latent=2 with a normalised mean: that is (1, -1) or (-1, 1), one bit a latent, "
+                "so choose 3 or more, or normalise_mean false with variational true")
         if self.logsnr is not None and not self.normalise_mean:
             raise ValueError(
                 f"vae.logsnr={self.logsnr} with vae.normalise_mean=False: "
