@@ -23,7 +23,7 @@ from .probes import Moment, PROBES
 from .scores import adherence, exam_of, measure_settings, reconstruction, row, rows_text, score_sampler
 from ..generate.sample import Sampler
 from ..learn.checkpoint import write_atomically
-from ..learn.train import train_baseline, train_prior, train_vae
+from ..learn.train import STAGE1_FLOW, train_baseline, train_prior, train_vae
 from ..measure.cost import flops_per_token, training_flops
 from ..model.baselines import Baseline
 from ..model.cola import ColaDLM
@@ -146,7 +146,7 @@ def stage1_folder(
     seed: int,
 ) -> Path:
     "Return the run's stage-1 VAE, trained if no run before it had the same."
-    flow = {name: getattr(run.flow, name) for name in ("beta", "lambda_mask", "mask_ratio", "filler")}
+    flow = {name: getattr(run.flow, name) for name in STAGE1_FLOW}
     dit = DiTConfig(d_latent=run.vae.d_latent, block_size=1)
     same = run.replace(name="vae", dit=dit, flow=flow, stage2={}, sample={})
     key = hashlib.sha256(same.model_dump_json().encode()).hexdigest()[:12]
@@ -172,9 +172,9 @@ def train_run(
     vae = stage1_folder(run, corpus, folder, scratch, seed) if needs_vae else None
     watch = Watch(profile, study, run, corpus, seed, changes)
     if run.baseline:
-        log = train_baseline(run, corpus, folder / "run", seed, watch, scratch=scratch)
+        log = train_baseline(run, corpus, folder / "run", seed, watch, scratch=scratch, again=True)
     else:
-        log = train_prior(run, corpus, vae, folder / "run", seed, watch, scratch=scratch)
+        log = train_prior(run, corpus, vae, folder / "run", seed, watch, scratch=scratch, again=True)
     return watch.rows + watch.losses(log)
 
 # %% ../../nbs/7_evidence/04_study.ipynb #7df3726c

@@ -577,11 +577,14 @@ class _LatentSampler(TextSampler):
 
     def __init__(self,
         vae: TextVAE,
-        dit: DiT,
+        dit: DiT | None,         # None, as in a model of stage 1: `ValueError`
         tokenizer: Tokenizer,
         config: SampleConfig = SampleConfig(),
     ):
         super().__init__(tokenizer, config)
+        if dit is None:
+            raise ValueError(
+                "a VAE without a prior cannot generate: it is of stage 1, where no dit.safetensors is written")
         self.vae = vae.eval()
         self.dit = dit.eval()
 

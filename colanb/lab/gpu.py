@@ -51,10 +51,11 @@ from ..measure.quality import openings
 from ..model.attention import attend
 from ..model.baselines import Baseline, make_baseline
 from ..model.cola import ColaDLM
+from ..model.folders import prior_weights
 from ..model.trunk import use
 from ..model.visibility import Visibility
 from ..release.conformance import Fixture, compare_all, summary
-from ..release.hub import prior_weights, to_bfloat16
+from ..release.hub import to_bfloat16
 from ..text.corpus import Corpus
 
 # %% ../../nbs/8_lab/07_gpu.ipynb #01187130

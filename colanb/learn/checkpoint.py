@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['States', 'flush', 'move_into_place', 'write_atomically', 'file_hash', 'seal', 'damage', 'tensors_of',
-           'optimizer_states', 'random_states', 'cause_of', 'save_checkpoint', 'newest_whole', 'load_checkpoint']
+           'optimizer_states', 'random_states', 'cause_of', 'save_checkpoint', 'newest_whole', 'differences',
+           'load_checkpoint']
 
 # %% ../../nbs/3_learn/05_checkpoint.ipynb #e3450f07
 import errno
@@ -253,18 +254,31 @@ def _read_checkpoint(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], S
         dcp.load(tensors, storage_reader=reader, no_dist=current_group().world == 1)
     return tensors, states
 
+# %% ../../nbs/3_learn/05_checkpoint.ipynb #81e830e8
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    "List the settings that have changed, each with its old and new value; those that only one side knows do not count."
+    changed = [name for name in before if name in now and now[name] != before[name]]
+    return "; ".join(f"{name} was {before[name]!r}, is {now[name]!r}" for name in changed)
+
 # %% ../../nbs/3_learn/05_checkpoint.ipynb #eeadfa11
 def load_checkpoint(
     folder: Path,
     model: nn.Module,
     optimizers: list[torch.optim.Optimizer],
+    settings: dict[str, Any] | None = None,   # what must be as in `settings` of the saved state, as far as it is there
 ) -> dict | None:  # the state that was saved; None if there is no checkpoint
-    "Restore all from the newest whole checkpoint; `ValueError` if it is another model's."
+    "Restore all from the newest whole checkpoint; `ValueError` if it is another model's, or of other settings."
     group = current_group()
     newest = newest_whole(Path(folder)) if group.main else None
     path = group.broadcast(newest)
     if path is None:
         return None
+    state = json.loads((path / "state.json").read_text())
+    changed = differences(state.get("settings", {}), settings or {})
+    if changed:
+        raise ValueError(
+            f"{path} is of a training with other settings: {changed}; "
+            "go on with the old ones, or begin anew in another folder")
     try:
         tensors, states = _read_checkpoint(path, model)
     except (Exception, CheckpointException) as error:
@@ -277,4 +291,4 @@ def load_checkpoint(
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"])
-    return json.loads((path / "state.json").read_text())
+    return state

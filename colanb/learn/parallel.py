@@ -8,7 +8,7 @@ __all__ = ['Group', 'current_group', 'processes', 'shard', 'full', 'autocast', '
 # %% ../../nbs/3_learn/04_parallel.ipynb #7f7777ad
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -69,6 +69,19 @@ class Group(NamedTuple):
         box = [value]
         dist.broadcast_object_list(box)
         return box[0]
+
+    def from_main(self, work: Callable[..., Any], *args: Any) -> Any:
+        "Let the main process do something, and return its result, or raise its error, in all processes."
+        result = error = None
+        if self.main:
+            try:
+                result = work(*args)
+            except Exception as failure:   # the others would wait for ever
+                error = failure
+        result, error = self.broadcast((result, error))
+        if error is not None:
+            raise error
+        return result
 
 # %% ../../nbs/3_learn/04_parallel.ipynb #807784a4
 def current_group() -> Group:

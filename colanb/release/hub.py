@@ -8,8 +8,7 @@ __all__ = ['DIT_DEFAULTS', 'DIT_FIELDS', 'VAE_DEFAULTS', 'VAE_FIELDS', 'DIT_NAME
            'vae_settings', 'released_parts', 'to_release', 'tensor_files', 'StoredTensors', 'abbreviate',
            'check_tensors', 'rope_tensors', 'load_released_weights', 'ReleasedTokenizer', 'data_text', 'recipe_text',
            'count_parameters', 'network_sizes', 'card_text', 'ColaModel', 'released_part', 'read_release',
-           'write_network', 'write_release', 'fetch_folder', 'load', 'prior_weights', 'to_bfloat16', 'ship',
-           'with_shared_weights']
+           'write_network', 'write_release', 'fetch_folder', 'load', 'to_bfloat16', 'ship', 'with_shared_weights']
 
 # %% ../../nbs/5_release/01_hub.ipynb #fad50e82
 import json
@@ -33,7 +32,7 @@ from ..generate.sample import Generation, Sampler
 from ..learn.saving import save_model
 from ..model.cola import ColaDLM
 from ..model.dit import DiT
-from ..model.folders import load_model
+from ..model.folders import load_model, prior_weights
 from ..text.tokenizer import Tokenizer
 
 # %% ../../nbs/5_release/01_hub.ipynb #e06514b8
@@ -660,16 +659,6 @@ def load(
     if not (folder / "cola_dit").is_dir():
         raise ValueError(f"{name} holds neither run.json nor cola_dit/: not a model folder, or not trained yet")
     return read_release(folder).to(device)
-
-# %% ../../nbs/5_release/01_hub.ipynb #2ec047db
-def prior_weights(
-    folder: Path,  # a trained model folder
-) -> Path | None:
-    "Choose the file of the prior's weights: the averaged ones if there are any, else the last; None without a prior."
-    for name in ("dit_ema.safetensors", "dit.safetensors"):
-        if (folder / name).exists():
-            return folder / name
-    return None
 
 # %% ../../nbs/5_release/01_hub.ipynb #63985bab
 def to_bfloat16(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from colanb.text.corpus import Corpus, prepare
 from colanb.text.testbed import Testbed
 from colanb.text.tokenizer import Tokenizer
 from colanb.model.cola import ColaDLM
+from colanb.release.cli import main as generate
 from colanb.release.hub import load
 from colanb.measure.likelihood import each_draw, iwae_at
 from colanb.measure.tasks import load_items
@@ -41,7 +42,7 @@ PARAMETERS = [
     ("corpora.tiny.story_fraction", 1.5, ("story_fraction=1.5", "<= 1")), ("corpora.tiny.documents", 0, ("documents=0", "> 0")), ("corpora.tiny.source", "text", ("data.path is empty", "folder, file or glob")),
     ("corpora.tiny.source", "hf", ("data.dataset is empty", "name")), ("vaes.tiny.corpus", "books", ("vaes.tiny.corpus='books'", "choose from")), ("priors.tiny.vae", "other", ("priors.tiny.vae='other'", "choose from tiny")),
     ("priors.more", {"corpus": "tiny"}, ("priors.more", "choose from")), ("rivals", {"more": {"corpus": "tiny"}}, ("rivals.more", "choose from")),
-    ("runs.tiny.vae.d_latent", 8, ("vae.d_latent=8", "dit.d_latent=16")), ("runs.tiny.vae.patch_size", 0, ("vae.patch_size=0", ">= 1")), ("runs.tiny.vae.heads", 5, ("vae.width=96", "heads=5")),
+    ("runs.tiny.vae.d_latent", 8, ("vae.d_latent=8", "dit.d_latent=16")), ("runs.tiny.vae.d_latent", 2, ("vae.d_latent=2", "3 or more")), ("runs.tiny.vae.patch_size", 0, ("vae.patch_size=0", ">= 1")), ("runs.tiny.vae.heads", 5, ("vae.width=96", "heads=5")),
     ("runs.tiny.vae.activation", "relu", ("activation='relu'", "swiglu, silu, gelu")), ("runs.tiny.vae.ffn_dim", 255, ("ffn_dim=255", "even")), ("runs.tiny.vae.logsnr", "high", ("logsnr='high'", "number")),
     ("runs.tiny.dit.block_size", 7, ("seq_len=96", "patch_size*block_size=7")), ("runs.tiny.dit.rope_dim", 33, ("rope_dim=33", "even")), ("runs.tiny.dit.layers", -1, ("layers=-1", ">= 1")),
     ("runs.tiny.dit.prediction", "noise", ("prediction='noise'", "velocity, z0")), ("runs.tiny.dit.bloc_size", 4, ("bloc_size", "did you mean 'block_size'")),
@@ -273,6 +274,18 @@ def test_wrong_names_and_numbers_through_python(record):
     numbers = [name for name, field in record.model_fields.items() if "float" in str(field.annotation)]
     for name in numbers:
         for number in (float("nan"), float("inf"), -float("inf")): refused(f"{name}={number}", lambda: record(**{name: number}), (name, str(number)))
+
+
+def cut_off(path): path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("name,harm", [("dit.safetensors", Path.unlink), ("dit.safetensors", cut_off), ("vae.safetensors", Path.unlink), ("vae.safetensors", cut_off), ("run.json", cut_off), ("tokenizer.json", cut_off)])
+def test_generate_names_the_broken_file_of_a_model(trained, tmp_path, capsys, name, harm):
+    shutil.copytree(trained / "model", tmp_path / "model")
+    harm(tmp_path / "model" / name)
+    assert generate(["--model", str(tmp_path / "model"), "--tokens", "4"]) == 1
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith("colanb-generate: ") and name in line, line
 
 
 def test_every_part_of_a_profile_is_tried():

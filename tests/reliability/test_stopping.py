@@ -2,15 +2,20 @@
 
 COLANB_STOPS=20 kills each of the five trainers 20 times (the default, 3, is for every day)."""
 import os
+import re
 import signal
+import sys
 import time
 from multiprocessing import Value
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from trainers import KINDS, fork, keep_checkpoints, ready, record, run_of, start, state_of, wait
 
 from colanb.learn import loop, train
+from colanb.text.corpus import Corpus
 
 STOPS = int(os.environ.get("COLANB_STOPS", 3))
 SAVE_EVERY = run_of("ar").stage2.save_every
@@ -97,3 +102,57 @@ def test_sigterm_saves_and_exits_with_143(place, whole, kind):
     assert wait(fork(lambda: work(kind, folder))) == 0
     record("terminated", {"kind": kind, "seconds": seconds, "code": code, "saved": saved, "same": state_of(folder) == whole[kind]}, kind)
     assert first.value == int(saved[5:]) and state_of(folder) == whole[kind]
+
+
+# ---- what a user sees: stages that are done stay as they are, stops and resumes are told in one line ----
+
+def script(place, folder, steps):
+    "The README's two stages in one go; what they print is in `folder/printed`."
+    folder.mkdir(exist_ok=True)
+    os.chdir(folder)
+    sys.stderr = open("printed", "w", buffering=1)   # a forked process flushes nothing at its end
+    corpus, run = Corpus.load(place / "tokens"), run_of("prior", steps=steps, save_every=10**6, save_seconds=0.1)
+    run = run.replace(stage1=run_of("vae", steps=3).stage1)
+    train.train_vae(run, corpus, "vae", seed=0, device="cpu", scratch=Path("first"))
+    train.train_prior(run, corpus, "vae", "model", seed=0, device="cpu", scratch=Path("second"))
+
+
+def checkpoints(folder): return {int(path.name[5:]) for path in folder.glob("second/step-*")}
+def times_of(folder): return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def test_a_script_of_two_stages_goes_on_in_the_stage_where_it_was_stopped(place, tmp_path):
+    "Ctrl-C, then SIGTERM, each after a checkpoint by time."
+    stopped_at = 0
+    for number, code, name in ((signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")):
+        pid = fork(lambda: script(place, tmp_path / "run", 10**5))
+        while max(checkpoints(tmp_path / "run"), default=0) <= stopped_at and alive(pid): time.sleep(0.01)
+        os.kill(pid, number)
+        assert wait(pid) == code
+        said = [line for line in re.split("[\r\n]+", (tmp_path / "run/printed").read_text()) if "/100000 [" not in line]
+        before, stopped_at = stopped_at, max(checkpoints(tmp_path / "run"))
+        assert f"prior: stopped by {name} after step {stopped_at} of 100000: saved in second; started again, it goes on from there" in said, said
+        if number == signal.SIGINT: first_stage = times_of(tmp_path / "run/vae")
+    assert any(line.startswith("vae: vae is trained already") and "again=True" in line for line in said), said
+    assert f"prior: goes on from step {before} of 100000" in said and times_of(tmp_path / "run/vae") == first_stage
+
+
+def test_a_finished_script_leaves_everything_as_it_is(place, tmp_path):
+    assert wait(fork(lambda: script(place, tmp_path / "run", 3))) == 0
+    before = times_of(tmp_path / "run/model")
+    assert wait(fork(lambda: script(place, tmp_path / "run", 3))) == 0
+    said = (tmp_path / "run/printed").read_text()
+    assert said.count("is trained already") == 2 and times_of(tmp_path / "run/model") == before
+    assert wait(fork(lambda: script(place, tmp_path / "run", 4))) == 1 and times_of(tmp_path / "run/model") == before   # other settings
+
+
+def test_a_model_is_finished_when_its_last_file_is_there(place, tmp_path):
+    "A stop while a model is written in place of another leaves no mixture that passes for one."
+    def cut_off():
+        train.write_folder = lambda *args: os._exit(9)
+        start("ar", tmp_path / "run", steps=4, again=True)
+    os.symlink(place / "tokens", tmp_path / "tokens")
+    assert wait(fork(lambda: start("ar", tmp_path / "run", steps=3))) == 0
+    assert wait(fork(cut_off)) == 9 and not (tmp_path / "run/ar/run.json").exists()
+    assert wait(fork(lambda: start("ar", tmp_path / "run", steps=4))) == 0
+    assert max(pd.read_csv(tmp_path / "run/ar/log.csv").step) == 4

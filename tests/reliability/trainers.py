@@ -30,10 +30,10 @@ def run_of(kind, **changes):
                      dit=dict(d_latent=8, width=32, heads=2, head_dim=16, layers=2, rope_dim=16, block_size=4), flow=dict(clean_prefix=0.5, lambda_mask=0.3))
 
 
-def start(kind, folder, device="cpu", **changes):
+def start(kind, folder, device="cpu", again=False, **changes):
     "Train, or go on; checkpoints lie in `folder/scratch`, the model in `folder/KIND`."
     folder, run = Path(folder), run_of(kind, **changes)
-    corpus, places = prepare(DATA, folder.parent / "tokens"), dict(seed=0, device=device, scratch=folder / "scratch")
+    corpus, places = prepare(DATA, folder.parent / "tokens"), dict(seed=0, device=device, scratch=folder / "scratch", again=again)
     if kind == "vae": return train.train_vae(run, corpus, folder / kind, **places)
     if kind == "prior": return train.train_prior(run, corpus, folder.parent / "stage1", folder / kind, **places)
     return train.train_baseline(run, corpus, folder / kind, **places)
