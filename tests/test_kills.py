@@ -30,7 +30,7 @@ from colanb.learn.path import clean_prefix, interpolate, path_logsnr, sample_tim
 from colanb.model.cola import ColaDLM
 from colanb.model.layers import Modulation
 from colanb.measure.density import (
-    MixturePath, carry, draw_probes, flow_log_prob, flow_sample, integrate, trace_terms, worst_row,
+    MixturePath, carry, draw_probes, flow_log_prob, flow_sample, integrate, row_size, trace_terms,
 )
 from colanb.measure.likelihood import (
     Conditional, LinearGaussian, Parts, aggregated_log_density, conditional, decompose, each_draw, iwae_at,
@@ -961,9 +961,9 @@ def test_likelihood_traces():
     velocity, terms = trace_terms(lambda z: z @ matrix.T, z, probes)
     close(velocity, z @ matrix.T), close(terms, torch.einsum("pbi,ij,pbj->pb", probes, matrix, probes))
     assert not velocity.requires_grad
-    state = torch.tensor([[[3.0, 1.0]], [[1.0, 1.0]]]), torch.tensor([[1.0, 2.0], [1.0, 0.0]])
-    close(worst_row(state), torch.tensor(5.0).sqrt())
-    close(worst_row((state[0] / 10, state[1])), torch.tensor(2.0).sqrt())
+    rows = torch.tensor([[3.0, 1.0, 1.0, 1.0], [1.0, 1.0, 2.0, 0.0]])  # two coordinates and two integrals
+    close(row_size(rows, 2), torch.tensor([[5.0], [2.0]]).sqrt())
+    close(row_size(rows / 10, 2), row_size(rows, 2) / 10)
 
 
 @pytest.mark.parametrize("method,order", [("euler", 1), ("midpoint", 2), ("rk4", 4), ("dopri5", 5)])
@@ -1049,18 +1049,25 @@ def test_likelihood_mixture(t, sd):
 def test_likelihood_draws_in_chunks():
     x = torch.arange(3)
     for chunk in (1, 2, 4, 100):
-        first, second = each_draw(lambda part: (part.double(), part.double() + 10), x, 5, chunk, False, "test")
+        double = lambda part, _: (part.double(), part.double() + 10)
+        first, second = each_draw(double, x, 5, stream("x"), chunk, False, "test")
         assert first.tolist() == [[float(i)] * 5 for i in range(3)] and second.tolist() == [
             [i + 10.0] * 5 for i in range(3)
         ]
     counter = iter(range(100))
-    (numbered,) = each_draw(lambda part: (torch.tensor([float(next(counter)) for _ in part]),), x, 2, 2, False, "test")
+    count = lambda part, _: (torch.tensor([float(next(counter)) for _ in part]),)
+    (numbered,) = each_draw(count, x, 2, stream("x"), 2, False, "test")
     assert numbered.tolist() == [[0, 3], [1, 4], [2, 5]]
+    own = lambda row, draw: stream(row, draw)
+    draw = lambda part, sources: (torch.cat([torch.rand(1, generator=source) for source in sources]),)
+    (drawn,) = each_draw(draw, x, 2, own, 4, False, "test", first=7)
+    for row in range(3):
+        assert drawn[row].tolist() == [torch.rand(1, generator=stream(row, number)).item() for number in (7, 8)]
     for wrong in ((0, 1), (1, 0)):
         with pytest.raises(ValueError, match="each must be >= 1"):
-            each_draw(lambda part: (part,), x, *wrong, False, "test")
+            each_draw(lambda part, _: (part,), x, wrong[0], stream("x"), wrong[1], False, "test")
     with pytest.raises(ValueError, match="0 texts"):
-        each_draw(lambda part: (part,), x[:0], 1, 1, False, "test")
+        each_draw(lambda part, _: (part,), x[:0], 1, stream("x"), 1, False, "test")
 
 
 def test_likelihood_estimators():
@@ -1743,7 +1750,8 @@ def test_baselines_likelihood_of_a_text(family):
         ids = torch.tensor([prompt + text]).expand(1 if family == "ar" else 6, -1)
         target = (torch.arange(len(prompt + text)) >= len(prompt)).expand_as(ids)
         with torch.no_grad():
-            nats = model.estimate(ids, torch.ones_like(target), target, stream(2, i)).double().sum(1)
+            own = stream(2, f"{text} after {prompt}")
+            nats = model.estimate(ids, torch.ones_like(target), target, own).double().sum(1)
         assert one.value == pytest.approx(-float(nats.mean())) and one.tokens == len(text)
         assert one.se == (0.0 if family == "ar" else pytest.approx(float(nats.std()) / math.sqrt(6)))
     with pytest.raises(ValueError, match="2 prompts for 1 texts"):

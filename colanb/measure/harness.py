@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from ..config import ODEConfig, RunConfig, stream
+from ..config import ODEConfig, RunConfig, shipped_models, stream
 from ..generate.baselines import make_sampler
 from .baseline_likelihood import text_likelihood
 from .likelihood import likelihood, log_weights
@@ -89,12 +89,13 @@ OpenModel = tuple[RunConfig, ColaDLM | Baseline, Tokenizer]
 
 # %% ../../nbs/6_measure/10_harness.ipynb #a22da232
 def open_any_model(
-    model: OpenModel | ColaModel | str | Path,  # as it is, or a folder, or a hub name
+    model: OpenModel | ColaModel | str | Path,  # as it is, a folder, `english`, or a hub name
 ) -> OpenModel:
     "Open a model of any family; return its run, networks and tokenizer."
     if isinstance(model, tuple):
         return model
     if not isinstance(model, ColaModel):
+        model = shipped_models().get(str(model), model)
         if (Path(model) / "run.json").exists():
             return open_model(Path(model))
         model = load(model)
