@@ -63,7 +63,7 @@ def baseline_likelihood(
         nats = text_nats_draws(model, prompt, text, 1, generator)
         return TextLikelihood(-nats.item(), 0.0, len(text), math.nan, 0, "exact")
     nats = text_nats_draws(model, prompt, text, draws, generator)
-    se = (nats.std() / math.sqrt(draws)).item()
+    se = (nats.std() / math.sqrt(draws)).item() if draws > 1 else math.nan
     return TextLikelihood(-nats.mean().item(), se, len(text), float(draws), draws, "lower bound")
 
 
