@@ -1705,12 +1705,12 @@ def test_baselines_sizes():
 def test_baselines_costs():
     run = run_of(stage1=dict(steps=3, batch_size=4), stage2=dict(steps=5, batch_size=2))
     assert counted(lambda: torch.zeros(3, 4) @ torch.zeros(4, 5)) == 120.0
-    assert training_flops(run, {"vae": 10.0, "prior": 100.0}) == 10 * 3 * 4 * 8 + 100 * 5 * 2 * 8
+    assert training_flops(run, {"stage1": 10.0, "stage2": 100.0}) == 10 * 3 * 4 * 8 + 100 * 5 * 2 * 8
     for strategy, more, wanted in (
-        ("fixed", {}, [("vae", 1), ("prior", 1)]),
-        ("joint", {}, [("vae", 1), ("prior", 1)]),
-        ("scratch", {}, [("prior", 1)]),
-        ("interval", dict(interval_joint=1, interval_fixed=3), [("vae", 1), ("prior", 0.25), ("prior", 0.75)]),
+        ("fixed", {}, [("stage1", 1), ("stage2", 1)]),
+        ("joint", {}, [("stage1", 1), ("stage2", 1)]),
+        ("scratch", {}, [("stage2", 1)]),
+        ("interval", dict(interval_joint=1, interval_fixed=3), [("stage1", 1), ("stage2", 0.25), ("stage2", 0.75)]),
     ):
         each = run_of(stage2=dict(strategy=strategy, **more))
         found = stage_losses(each, 20)
@@ -1734,12 +1734,12 @@ def test_baselines_costs():
         baseline=dict(family="ar", width=16, layers=1, heads=2, intermediate=12, vocab_size=20),
         stage2=dict(steps=5, batch_size=2),
     )
-    assert [(name, share) for name, share, _, _ in stage_losses(rival, 20)] == [("baseline", 1.0)]
-    assert training_flops(rival, {"baseline": 7.0}) == 7 * 5 * 2 * 8
+    assert [(name, share) for name, share, _, _ in stage_losses(rival, 20)] == [("stage2", 1.0)]
+    assert training_flops(rival, {"stage2": 7.0}) == 7 * 5 * 2 * 8
     matrices = 16 * 48 + 16 * 16 + 16 * 24 + 12 * 16 + 16 * 20
     attention = 2 * 8 * 16  # scores and their mix over 8 tokens, all channels
     turns = 2 * 16 * 8  # of queries and keys, by a matrix for each head
-    assert flops_per_token(rival, 20)["baseline"] == pytest.approx(6 * (matrices + attention) + 4 * turns)
+    assert flops_per_token(rival, 20)["stage2"] == pytest.approx(6 * (matrices + attention) + 4 * turns)
 
 
 @pytest.mark.parametrize("family", ["ar", "llada", "plaid"])
