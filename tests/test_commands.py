@@ -34,6 +34,7 @@ WRONG = {
     ("generate", "--tokns", "3"): "--tokens",
     ("generate", "--tokens", "0"): "--tokens 0: must be >= 1",
     ("generate", "--tokens", "many"): "invalid int value: 'many'",
+    ("generate", "--items", "items.jsonl", "--prompt", "Once"): "--items takes the place of --prompt and --watch",
     ("generate", "--steps", "0"): "--steps 0: must be >= 1",
     ("generate", "--steps", "0", "--temperature", "-1"): "--temperature -1.0: must be >= 0",
     ("generate", "--model", "no/such/model"): f"no such folder {ROOT}/no/such/model",

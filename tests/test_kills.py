@@ -30,7 +30,7 @@ from colanb.learn.path import clean_prefix, interpolate, path_logsnr, sample_tim
 from colanb.model.cola import ColaDLM
 from colanb.model.layers import Modulation
 from colanb.measure.density import (
-    MixturePath, carry, draw_probes, flow_log_prob, flow_sample, integrate, trace_terms, worst_row,
+    MixturePath, carry, draw_probes, flow_log_prob, flow_sample, integrate, row_size, trace_terms,
 )
 from colanb.measure.likelihood import (
     Conditional, LinearGaussian, Parts, aggregated_log_density, conditional, decompose, each_draw, iwae_at,
@@ -963,9 +963,9 @@ def test_likelihood_traces():
     velocity, terms = trace_terms(lambda z: z @ matrix.T, z, probes)
     close(velocity, z @ matrix.T), close(terms, torch.einsum("pbi,ij,pbj->pb", probes, matrix, probes))
     assert not velocity.requires_grad
-    state = torch.tensor([[[3.0, 1.0]], [[1.0, 1.0]]]), torch.tensor([[1.0, 2.0], [1.0, 0.0]])
-    close(worst_row(state), torch.tensor(5.0).sqrt())
-    close(worst_row((state[0] / 10, state[1])), torch.tensor(2.0).sqrt())
+    rows = torch.tensor([[3.0, 1.0, 1.0, 1.0], [1.0, 1.0, 2.0, 0.0]])  # two coordinates and two integrals
+    close(row_size(rows, 2), torch.tensor([[5.0], [2.0]]).sqrt())
+    close(row_size(rows / 10, 2), row_size(rows, 2) / 10)
 
 
 @pytest.mark.parametrize("method,order", [("euler", 1), ("midpoint", 2), ("rk4", 4), ("dopri5", 5)])
@@ -1051,18 +1051,25 @@ def test_likelihood_mixture(t, sd):
 def test_likelihood_draws_in_chunks():
     x = torch.arange(3)
     for chunk in (1, 2, 4, 100):
-        first, second = each_draw(lambda part: (part.double(), part.double() + 10), x, 5, chunk, False, "test")
+        double = lambda part, _: (part.double(), part.double() + 10)
+        first, second = each_draw(double, x, 5, stream("x"), chunk, False, "test")
         assert first.tolist() == [[float(i)] * 5 for i in range(3)] and second.tolist() == [
             [i + 10.0] * 5 for i in range(3)
         ]
     counter = iter(range(100))
-    (numbered,) = each_draw(lambda part: (torch.tensor([float(next(counter)) for _ in part]),), x, 2, 2, False, "test")
+    count = lambda part, _: (torch.tensor([float(next(counter)) for _ in part]),)
+    (numbered,) = each_draw(count, x, 2, stream("x"), 2, False, "test")
     assert numbered.tolist() == [[0, 3], [1, 4], [2, 5]]
+    own = lambda row, draw: stream(row, draw)
+    draw = lambda part, sources: (torch.cat([torch.rand(1, generator=source) for source in sources]),)
+    (drawn,) = each_draw(draw, x, 2, own, 4, False, "test", first=7)
+    for row in range(3):
+        assert drawn[row].tolist() == [torch.rand(1, generator=stream(row, number)).item() for number in (7, 8)]
     for wrong in ((0, 1), (1, 0)):
         with pytest.raises(ValueError, match="each must be >= 1"):
-            each_draw(lambda part: (part,), x, *wrong, False, "test")
+            each_draw(lambda part, _: (part,), x, wrong[0], stream("x"), wrong[1], False, "test")
     with pytest.raises(ValueError, match="0 texts"):
-        each_draw(lambda part: (part,), x[:0], 1, 1, False, "test")
+        each_draw(lambda part, _: (part,), x[:0], 1, stream("x"), 1, False, "test")
 
 
 def test_likelihood_estimators():
@@ -1700,12 +1707,12 @@ def test_baselines_sizes():
 def test_baselines_costs():
     run = run_of(stage1=dict(steps=3, batch_size=4), stage2=dict(steps=5, batch_size=2))
     assert counted(lambda: torch.zeros(3, 4) @ torch.zeros(4, 5)) == 120.0
-    assert training_flops(run, {"vae": 10.0, "prior": 100.0}) == 10 * 3 * 4 * 8 + 100 * 5 * 2 * 8
+    assert training_flops(run, {"stage1": 10.0, "stage2": 100.0}) == 10 * 3 * 4 * 8 + 100 * 5 * 2 * 8
     for strategy, more, wanted in (
-        ("fixed", {}, [("vae", 1), ("prior", 1)]),
-        ("joint", {}, [("vae", 1), ("prior", 1)]),
-        ("scratch", {}, [("prior", 1)]),
-        ("interval", dict(interval_joint=1, interval_fixed=3), [("vae", 1), ("prior", 0.25), ("prior", 0.75)]),
+        ("fixed", {}, [("stage1", 1), ("stage2", 1)]),
+        ("joint", {}, [("stage1", 1), ("stage2", 1)]),
+        ("scratch", {}, [("stage2", 1)]),
+        ("interval", dict(interval_joint=1, interval_fixed=3), [("stage1", 1), ("stage2", 0.25), ("stage2", 0.75)]),
     ):
         each = run_of(stage2=dict(strategy=strategy, **more))
         found = stage_losses(each, 20)
@@ -1729,12 +1736,12 @@ def test_baselines_costs():
         baseline=dict(family="ar", width=16, layers=1, heads=2, intermediate=12, vocab_size=20),
         stage2=dict(steps=5, batch_size=2),
     )
-    assert [(name, share) for name, share, _, _ in stage_losses(rival, 20)] == [("baseline", 1.0)]
-    assert training_flops(rival, {"baseline": 7.0}) == 7 * 5 * 2 * 8
+    assert [(name, share) for name, share, _, _ in stage_losses(rival, 20)] == [("stage2", 1.0)]
+    assert training_flops(rival, {"stage2": 7.0}) == 7 * 5 * 2 * 8
     matrices = 16 * 48 + 16 * 16 + 16 * 24 + 12 * 16 + 16 * 20
     attention = 2 * 8 * 16  # scores and their mix over 8 tokens, all channels
     turns = 2 * 16 * 8  # of queries and keys, by a matrix for each head
-    assert flops_per_token(rival, 20)["baseline"] == pytest.approx(6 * (matrices + attention) + 4 * turns)
+    assert flops_per_token(rival, 20)["stage2"] == pytest.approx(6 * (matrices + attention) + 4 * turns)
 
 
 @pytest.mark.parametrize("family", ["ar", "llada", "plaid"])
@@ -1745,7 +1752,8 @@ def test_baselines_likelihood_of_a_text(family):
         ids = torch.tensor([prompt + text]).expand(1 if family == "ar" else 6, -1)
         target = (torch.arange(len(prompt + text)) >= len(prompt)).expand_as(ids)
         with torch.no_grad():
-            nats = model.estimate(ids, torch.ones_like(target), target, stream(2, i)).double().sum(1)
+            own = stream(2, f"{text} after {prompt}")
+            nats = model.estimate(ids, torch.ones_like(target), target, own).double().sum(1)
         assert one.value == pytest.approx(-float(nats.mean())) and one.tokens == len(text)
         assert one.se == (0.0 if family == "ar" else pytest.approx(float(nats.std()) / math.sqrt(6)))
     with pytest.raises(ValueError, match="2 prompts for 1 texts"):

@@ -23,7 +23,7 @@ from .scores import priced_stories, rank_options, row, testbed_of, text_nats
 from ..measure.latents import text_latents
 from ..measure.likelihood import likelihood, log_weights
 from ..measure.tasks import Item
-from ..measure.text_likelihood import TextScorer, Texts, known_texts
+from ..measure.text_likelihood import TextScorer, Texts, known_texts, text_streams
 from ..model.baselines import Baseline
 from ..model.cola import ColaDLM
 from ..model.vae import TextVAE
@@ -172,10 +172,10 @@ def draw_prior(
 def token_parts(
     scorer: TextScorer,
     x: Texts,
-    generator: torch.Generator,
+    seed: int,
 ) -> dict[str, list[float]]:   # metric -> nats of each token
     "Measure the parts of the likelihood of each text's tokens behind its prompt, over two draws of q."
-    weights = log_weights(scorer, x, 2, generator, progress=False)
+    weights = log_weights(scorer, x, 2, text_streams(x, seed, "token parts"))
     return {
         "token_nats": (-weights.total.mean(1)).tolist(),
         "token_posterior": weights.posterior.mean(1).tolist(),
@@ -220,7 +220,7 @@ def hits(
     x = scorer.texts(openings, prompt_lengths, at.corpus.tokenizer.pad_id)
     truth = torch.tensor([ids[-1] for ids in openings])
     shares = token_shares(scorer, x, truth, draws, generator)
-    nats = token_parts(scorer, x, generator)
+    nats = token_parts(scorer, x, at.seed)
     return metric_rows(at, shares, "proportion") + metric_rows(at, nats, "nats/token")
 
 # %% ../../nbs/7_evidence/03_probes.ipynb #05cd72ac
@@ -243,7 +243,7 @@ def cola_nats(
     ode = ODEConfig(method="midpoint", steps=16, divergence="rademacher")
     scorer = TextScorer(at.model, ode)
     texts = scorer.texts(ids, pad_id=at.corpus.tokenizer.pad_id)
-    weights = log_weights(scorer, texts, draws, stream(at.seed, "priced"))
+    weights = log_weights(scorer, texts, draws, text_streams(texts, at.seed, "priced"))
     estimates = likelihood(weights.total)
     nats = {"nats": (-estimates.iwae).tolist(), "nats_elbo": (-estimates.elbo).tolist()}
     return metric_rows(at, nats, "nats/text")

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SignLatents', 'sign_information', 'gaussian_information', 'factor_information', 'matrix_information', 'decision_rate',
            'snr_of_information', 'threshold_loc', 'matching_loc', 'peak_of', 'log_slope', 'FieldEnsemble', 'field_loss',
-           'train_fields', 'transport', 'gaussian_growth', 'gaussian_velocity', 'undecided', 'misplaced', 'loc_errors',
-           'logsnr_density', 'velocity_in_logsnr', 'squared_error', 'loss_in_time', 'loss_in_logsnr',
-           'gaussian_mixture', 'KLTerms', 'gaussian_kl_terms', 'ScoreParts', 'score_parts', 'tube_gap', 'score_bound',
-           'condition_variance', 'velocity_risk', 'PathGap', 'path_gap']
+           'train_fields', 'transport', 'gaussian_growth', 'gaussian_velocity', 'factor_readings', 'undecided',
+           'misplaced', 'loc_errors', 'logsnr_density', 'velocity_in_logsnr', 'squared_error', 'loss_in_time',
+           'loss_in_logsnr', 'gaussian_mixture', 'KLTerms', 'gaussian_kl_terms', 'ScoreParts', 'score_parts',
+           'tube_gap', 'score_bound', 'condition_variance', 'velocity_risk', 'PathGap', 'path_gap']
 
 # %% ../../nbs/8_lab/03_analytic.ipynb #eef862d4
 import math
@@ -336,14 +336,22 @@ def gaussian_velocity(
     return -mean + gaussian_growth(t, variance) * (zt - (1 - t) * mean)
 
 # %% ../../nbs/8_lab/03_analytic.ipynb #a99682a0
+def factor_readings(
+    z: Float[Tensor, "f b d"],  # latents
+    repeats: int,               # channels per factor
+) -> Float[Tensor, "f b k"]:
+    "Average the channels of each factor; `ValueError` unless these are a multiple of `repeats`."
+    if repeats < 1 or z.shape[-1] % repeats:
+        raise ValueError(f"{z.shape[-1]} channels are not a multiple of repeats={repeats}")
+    return z.unflatten(-1, (-1, repeats)).mean(-1)
+
+
 def undecided(
     z: Float[Tensor, "f b d"],  # latents, generated or true
     repeats: int,               # channels per factor
 ) -> Float[Tensor, " f"]:       # share of readings, in [0, 1]
     "Compute, for each field, the share of factor readings within half their root mean square of zero."
-    if z.shape[-1] % repeats:
-        raise ValueError(f"{z.shape[-1]} channels are not a multiple of repeats={repeats}")
-    reading = z.unflatten(-1, (-1, repeats)).mean(-1)
+    reading = factor_readings(z, repeats)
     size = reading.square().mean(1, keepdim=True).sqrt()
     close_to_zero = reading.abs() < 0.5 * size
     return close_to_zero.float().mean((1, 2))
@@ -354,7 +362,7 @@ def misplaced(
     repeats: int,               # channels per factor
 ) -> Float[Tensor, " f"]:       # share of readings, in [0, 1]
     "Compute, for each field, the share of factor readings more than a half away from both -1 and 1."
-    reading = z.unflatten(-1, (-1, repeats)).mean(-1)
+    reading = factor_readings(z, repeats)
     distance = (reading.abs() - 1).abs()
     return (distance > 0.5).float().mean((1, 2))
 

@@ -114,7 +114,7 @@ def keeps_reference(run: RunConfig) -> bool:
 # %% ../../nbs/6_measure/09_cost.ipynb #58f97a3f
 class StageLoss(NamedTuple):
     "One of the losses that a run trains."
-    stage: str               # "vae", "prior" or "baseline"
+    stage: str               # "stage1" or "stage2"; a rival has the second alone
     share: float             # of the stage's steps
     model: nn.Module
     loss: Callable[..., Loss]  # (model, ids, valid, generator)
@@ -127,7 +127,7 @@ def stage_losses(
     "Return everything that the run trains, on models with random weights."
     if run.baseline:
         model = make_baseline(run.baseline.replace(vocab_size=vocab_size))
-        return [StageLoss("baseline", 1.0, model, baseline_loss)]
+        return [StageLoss("stage2", 1.0, model, baseline_loss)]
     config = run.vae.replace(vocab_size=vocab_size)
     reference = Encoder(config) if keeps_reference(run) else None
     trained = ColaDLM(config, run.dit, reference)
@@ -142,9 +142,9 @@ def stage_losses(
 
     joint = joint_share(run.stage2)
     losses = [
-        StageLoss("vae", float(run.stage2.strategy != "scratch"), ColaDLM(config), vae_loss),
-        StageLoss("prior", joint, trained, prior_loss),
-        StageLoss("prior", 1 - joint, resting, prior_loss),
+        StageLoss("stage1", float(run.stage2.strategy != "scratch"), ColaDLM(config), vae_loss),
+        StageLoss("stage2", joint, trained, prior_loss),
+        StageLoss("stage2", 1 - joint, resting, prior_loss),
     ]
     return [entry for entry in losses if entry.share]
 
@@ -171,10 +171,9 @@ def training_flops(
     per_token: dict[str, float],   # of `flops_per_token`
 ) -> float:
     "Return the FLOPs of all steps of all stages of the run."
-    configs = {"vae": run.stage1, "prior": run.stage2, "baseline": run.stage2}
     total = 0
     for stage, flops in per_token.items():
-        config = configs[stage]
+        config = stage_config(run, stage)
         total += flops * config.steps * config.batch_size * run.data.seq_len
     return total
 
@@ -381,11 +380,11 @@ def kept(
     parameter_storages = {p.untyped_storage().data_ptr() for p in model.parameters()}
     storages = {}
 
-    def pack(x: Tensor) -> Tensor:
+    def pack(x: Tensor) -> None:
         storage = x.untyped_storage()
         if storage.data_ptr() not in parameter_storages:
             storages[storage.data_ptr()] = storage   # held, so that no address comes twice
-        return x
+        # nothing goes back: a tensor that holds itself through its own graph would never be freed
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         forward()
@@ -659,7 +658,8 @@ def memory(
     "Predict the bytes per GPU at the peak of a step, by purpose."
     config = stage_config(run, stage)
     held = stage_parameters(run, stage)
-    gathered = 2 * value_bytes(config.precision) * (held.outside + 2 * held.block) if gpus > 1 else 0.0
+    weights = value_bytes(config.precision) * (held.outside + 2 * held.block)
+    gathered = 2 * weights if gpus > 1 else 0.0   # and their gradients, before these are reduced to shards
     gradients = 4 * held.trained / gpus
     accumulates = config.batch_size > gpus * microbatch
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Texts', 'pad_texts', 'History', 'encode_past', 'block_batches', 'BlockPrior', 'check_prompts', 'check_networks',
-           'check_ids', 'TextScorer', 'split_log_prob', 'KnownText', 'known_texts', 'bayes_aggregate', 'weight_columns',
-           'score_texts', 'price_row', 'price_list']
+           'check_ids', 'TextScorer', 'text_streams', 'split_log_prob', 'KnownText', 'known_texts', 'bayes_aggregate',
+           'weight_columns', 'score_texts', 'price_row', 'price_list']
 
 # %% ../../nbs/6_measure/06_text_likelihood.ipynb #88c582e2
 import math
@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from ..config import ODEConfig, stream
 from ..generate.sample import sees_padding
-from .density import Density, flow_log_prob, flow_sample
-from .likelihood import LogWeights, decompose, iwae_at, likelihood, log_weights
+from .density import Density, Source, flow_log_prob, flow_sample
+from .likelihood import DrawStreams, LogWeights, decompose, iwae_at, likelihood, log_weights
 from ..model.cache import KVCache
 from ..model.cola import ColaDLM
 from ..model.dit import DiT
@@ -148,14 +148,16 @@ class BlockPrior:
         z: Float[Tensor, "r s d"],           # blocks
         free: Bool[Tensor, "r s"],           # latents that move
         history: History,                    # past of each block
-        generator: torch.Generator | None,
+        generator: Source | None,
         draw: bool,                          # carry noise to data, else data to noise
     ) -> Density:                            # of the free latents of each block
         "Carry blocks along the flow, each under its own past."
         all_free = bool(free.all())
 
         def velocity(z, t):
-            time = t.expand(len(z), 1) if all_free else torch.where(free, t, 0.0)
+            time = t.view(-1, 1).expand(len(z), 1)
+            if not all_free:
+                time = torch.where(free, time, 0.0)
             return self.dit(z, time, history)
 
         coordinates = None if all_free else free[..., None].expand_as(z)
@@ -166,7 +168,7 @@ class BlockPrior:
         self,
         z: Float[Tensor, "b n d"],           # sequences
         free: Bool[Tensor, "b n"],           # latents that move
-        generator: torch.Generator | None,
+        generator: Source | None,
         draw: bool,
     ) -> Iterator[tuple[Tensor, Tensor, Density]]:  # index of the block, and of its sequence; density
         "Carry the blocks that have free latents, a batch at a time."
@@ -176,7 +178,8 @@ class BlockPrior:
         free_blocks = free.unflatten(1, (-1, size))           # (b, k, s)
         for block, row in block_batches(free_blocks, self.rows):
             history = History(cache, row, block * size)
-            density = self.carry_blocks(blocks[row, block], free_blocks[row, block], history, generator, draw)
+            own = [generator[i] for i in row.tolist()] if isinstance(generator, Sequence) else generator
+            density = self.carry_blocks(blocks[row, block], free_blocks[row, block], history, own, draw)
             yield block, row, density
 
     @torch.no_grad()
@@ -184,7 +187,7 @@ class BlockPrior:
         self,
         z: Float[Tensor, "b n d"],           # clean latents; noise where they are to be drawn
         free: Bool[Tensor, "b n"],           # latents that move, given all before them and the held ones of their block
-        generator: torch.Generator | None,
+        generator: Source | None,
         draw: bool = False,                  # carry noise to data, else data to noise
     ) -> tuple[Float[Tensor, "b n d"], Density]:  # latents with the drawn ones in place, density of the free ones
         "Carry all free latents, and add up the densities of each sequence."
@@ -271,18 +274,27 @@ class TextScorer(BlockPrior):
         left_over = (latent >= filled[:, None]) & (latent < end[:, None])
         return own, left_over
 
+    def noise(self, x: Texts, wanted: Bool[Tensor, "b n"], z: Float[Tensor, "b n d"], generator: Source) -> Tensor:
+        "Draw noise like `z`; streams of their own serve the texts with wanted latents alone, and no padding."
+        if not isinstance(generator, Sequence):
+            return torch.randn(z.shape, generator=generator, device=generator.device).to(z)
+        noise = torch.zeros(z.shape)
+        latents = _ceil_div(x.length, x.chunk) * self.dit.config.block_size * wanted.any(1)
+        for row, count, own in zip(noise, latents.tolist(), generator, strict=True):
+            row[:count].normal_(generator=own)
+        return noise.to(z)
+
     @torch.no_grad()
     def infer(self, x, generator):
         "Draw scored latents from the posterior and those left over from the flow; a prompt's are its posterior mean."
         own, left_over = self.spans(x)
         q = self.vae.encode(x.ids)
-        z = q.sample(generator)
+        z = q.at(self.noise(x, own | left_over, q.mean, generator))
         log_q = (q.log_prob(z) * own).sum(1)
         if (x.known > 0).any():
             z = torch.where(own[..., None], z, self.prompt_latents(x))
         if left_over.any():
-            noise = torch.randn(z.shape, generator=generator, device=generator.device).to(z)
-            z = torch.where(left_over[..., None], noise, z)
+            z = torch.where(left_over[..., None], self.noise(x, left_over, z, generator), z)
             z, density = self.flow(z, left_over, generator, draw=True)
             log_q = density.log_prob + log_q
         return z, log_q
@@ -307,6 +319,16 @@ class TextScorer(BlockPrior):
         own, left_over = self.spans(x)
         _, density = self.flow(z, own | left_over, generator)
         return density
+
+# %% ../../nbs/6_measure/06_text_likelihood.ipynb #31bd9af3
+def text_streams(
+    x: Texts,
+    *place: int | str,   # seed, and what the numbers are for
+) -> DrawStreams:
+    "Return a random stream for each draw of each text, whatever the texts beside it are."
+    texts = zip(x.ids.tolist(), x.length.tolist(), x.known.tolist())
+    names = [f"{known} of {ids[:length]}" for ids, length, known in texts]
+    return lambda row, draw: stream(*place, names[row], draw)
 
 # %% ../../nbs/6_measure/06_text_likelihood.ipynb #4f2c1e76
 def split_log_prob(
@@ -409,11 +431,12 @@ def score_texts(
     "Run Algorithm 1 and, where the truth is known, estimate the parts of the ELBO."
     x = scorer.texts([known.ids for known in texts])
     truth = torch.tensor([known.log_prob for known in texts])
-    weights = log_weights(scorer, x, samples, stream(seed, "weights"), chunk, progress)
+    weights = log_weights(scorer, x, samples, text_streams(x, seed, "weights"), chunk, progress)
     if truth.isfinite().all():
         log_aggregate = bayes_aggregate(scorer, texts)
         quarter = max(1, samples // 4)
-        elbo_parts = decompose(scorer, x, log_aggregate, quarter, stream(seed, "parts"), chunk, progress)._asdict()
+        parts = decompose(scorer, x, log_aggregate, quarter, text_streams(x, seed, "parts"), chunk, progress)
+        elbo_parts = parts._asdict()
     else:
         elbo_parts = {"reconstruction": weights.reconstruction.mean(1)}
     columns = {

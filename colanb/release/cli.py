@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['HALF', 'OPTIONS', 'default_model', 'model_of', 'stream_text', 'generate_parser', 'sampling', 'print_piece',
-           'read_prompt', 'check_device', 'print_continuation', 'main']
+           'read_prompt', 'check_device', 'print_continuation', 'read_prompts', 'print_generations', 'write', 'main']
 
 # %% ../../nbs/5_release/03_cli.ipynb #479b5a29
 import argparse
+import json
 import re
 import sys
 from pathlib import Path
 from typing import Iterator, Sequence
 
-from ..config import CommandLine, ROOT, SampleConfig, load_profile, shipped_models
+from ..config import CommandLine, ROOT, SampleConfig, load_profile, shipped_models, stream
 
 # %% ../../nbs/5_release/03_cli.ipynb #658b1249
 def default_model() -> Path:
@@ -89,6 +90,10 @@ def generate_parser() -> CommandLine:
     parser.add_argument(
         "--prompt", default="", help="text to continue (default: start from nothing); - reads standard input")
     parser.add_argument(
+        "--items", metavar="ITEMS.jsonl",
+        help="in place of one prompt: a line of JSON for each item of this file, with id and what was written after "
+             "its prompt, as colanb-score reads it")
+    parser.add_argument(
         "--model", metavar="MODEL",
         help="english, which comes with the package, a model folder, the project's or a released one, or a hub name "
              "(default: the main run of params.yaml, first seed, if it is trained, else english)")
@@ -160,20 +165,66 @@ def check_device(name: str) -> None:
 
 # %% ../../nbs/5_release/03_cli.ipynb #30102e69
 def print_continuation(
+    sampler: "colanb.generate.sample.Sampler",
+    prompt: str,
+    args: argparse.Namespace,
+) -> None:
+    "Print the prompt and its continuation."
+    print(prompt, end="", flush=True)
+    for final, text in stream_text(sampler, prompt, args.seed, args.watch):
+        print_piece(text, final, args.watch)
+    print()
+
+# %% ../../nbs/5_release/03_cli.ipynb #9d16d219
+def read_prompts(path: str | Path) -> list[tuple[str, str]]:   # id and prompt of each item
+    "Read a file of items; raise `ValueError` naming a line that is none."
+    lines = Path(path).read_text("utf-8-sig").split("\n")
+    prompts = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            item = json.loads(line)
+            prompt = item.get("few_shot_prefix", "") + item["prompt"]
+            prompts.append((str(item["id"]), prompt))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{path}, line {number}: not a JSON object with id and prompt") from None
+    return prompts
+
+
+def print_generations(
+    sampler: "colanb.generate.sample.Sampler",
+    items: list[tuple[str, str]],   # id and prompt
+    seed: int,
+    batch_size: int = 32,
+) -> None:
+    "Print a line of JSON for each item."
+    for start in range(0, len(items), batch_size):
+        names, prompts = zip(*items[start:start + batch_size])
+        seeds = [stream(seed, name).initial_seed() % 2**31 for name in names]
+        for name, prompt, generation in zip(names, prompts, sampler.generate(list(prompts), seeds)):
+            text = sampler.tokenizer.continuation(sampler.tokenizer.encode(prompt), generation.tokens)
+            line = {"id": name, "generate": text}
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+
+# %% ../../nbs/5_release/03_cli.ipynb #f1d5917a
+def write(
     name: str | Path,          # of the model
     args: argparse.Namespace,
 ) -> None:
-    "Open a model, print the prompt and its continuation; raise `ValueError` or `OSError` if the model cannot be read."
+    "Open a model and print what it writes; raise `ValueError` or `OSError` if it or the items cannot be read."
+    items = read_prompts(args.items) if args.items else None
+    prompt = None if args.items else read_prompt(args)
     from colanb.release.hub import load   # these bring PyTorch
     from colanb.generate.sample import Sampler
-    prompt = read_prompt(args)
     check_device(args.device)
     cola = load(name, args.device)
     config = sampling(cola.run.sampling(), args)
     sampler = Sampler(cola.model.vae, cola.model.dit, cola.tokenizer, config)
-    print(prompt, end="", flush=True)
-    for final, text in stream_text(sampler, prompt, args.seed, args.watch):
-        print_piece(text, final, args.watch)
+    if items is None:
+        print_continuation(sampler, prompt, args)
+    else:
+        print_generations(sampler, items, args.seed)
 
 # %% ../../nbs/5_release/03_cli.ipynb #f6e03d7f
 def main(
@@ -184,15 +235,16 @@ def main(
     args = parser.parse_args(argv)
     try:
         sampling(SampleConfig(), args)
+        if args.items and (args.prompt or args.watch):
+            raise ValueError("--items takes the place of --prompt and --watch")
         name = model_of(args.model) if args.model else None
     except ValueError as error:
         parser.error(str(error))
     try:
-        print_continuation(name or default_model(), args)
+        write(name or default_model(), args)
     except (ValueError, OSError) as error:
         print(f"colanb-generate: {error}", file=sys.stderr)
         return 1
-    print()
     return 0
 
 # %% ../../nbs/5_release/03_cli.ipynb #1c4693d6

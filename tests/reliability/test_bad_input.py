@@ -109,8 +109,8 @@ def test_an_unknown_profile(): refused("load_profile(name='huge')", lambda: load
 
 def test_wrong_arguments(capsys):
     vae = load_profile().run("tiny").vae.replace(vocab_size=20)
-    refused("K=0", lambda: each_draw(lambda rows: (rows,), range(2), 0, 5, False, ""), ("samples=0", ">= 1"))
-    refused("chunk=0", lambda: each_draw(lambda rows: (rows,), range(2), 5, 0, False, ""), ("chunk=0", ">= 1"))
+    refused("K=0", lambda: each_draw(lambda rows, _: (rows,), range(2), 0, torch.Generator(), 5, False, ""), ("samples=0", ">= 1"))
+    refused("chunk=0", lambda: each_draw(lambda rows, _: (rows,), range(2), 5, torch.Generator(), 0, False, ""), ("chunk=0", ">= 1"))
     refused("iwae_at(size=0)", lambda: iwae_at(torch.zeros(2, 4), 0), ("size=0", "1..4"))
     refused("patch_size=2, 5 tokens", lambda: TextVAE(vae.replace(patch_size=2)).encode(torch.zeros(1, 5, dtype=torch.long)), ("5 tokens", "patch_size=2"))
     refused("steps=0", lambda: SampleConfig().replace(steps=0), ("steps=0", ">= 1"))
