@@ -80,9 +80,10 @@ class Tile(NamedTuple):
 # %% ../../nbs/2_model/04_attention.ipynb #e684d5c3
 def _window_size(n: int, block_size: int) -> int:
     "Latents of a window: as many whole blocks as 16 latents hold and n is a multiple of; one block if it is larger."
+    whole = math.ceil(n / block_size) * block_size   # the last block of a clean sequence may be cut
     largest = max(16, block_size)
     sizes = range(block_size, largest + 1, block_size)
-    return max(size for size in sizes if n % size == 0)
+    return max(size for size in sizes if whole % size == 0)
 
 # %% ../../nbs/2_model/04_attention.ipynb #24a4099b
 def tiles(visibility: Visibility) -> list[Tile]:
