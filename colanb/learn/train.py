@@ -31,6 +31,7 @@ from ..model.cola import ColaDLM, with_vocabulary
 from ..model.folders import load_model
 from ..model.vae import Encoder
 from ..text.corpus import Corpus, prepare
+from ..text.packing import Batches
 
 # %% ../../nbs/3_learn/10_train.ipynb #ead97a28
 def validation(
@@ -121,6 +122,13 @@ def _write_results(
         log.to_csv(out / "log.csv", index=False)
 
 # %% ../../nbs/3_learn/10_train.ipynb #50e9d3a2
+def _training_batches(run: RunConfig, corpus: Corpus, batch_size: int, seed: int) -> Batches:
+    "Return the batches of a training; `ValueError` where run and corpus differ in whether documents are isolated."
+    wanted, found = run.data.isolate_by, corpus.isolate_by
+    if wanted != found:
+        raise ValueError(f"data.isolate_by={wanted} of run {run.name!r}, but the corpus has {found}")
+    return corpus.batches("train", batch_size, seed)
+
 def train_stage(
     model: nn.Module,
     loss_fn: Callable[..., Loss],
@@ -139,7 +147,7 @@ def train_stage(
     config = run.stage1 if stage == "vae" else run.stage2
     scratch = scratch or scratch_folder(run, corpus, stage, seed)
     evaluate = _evaluation(check, corpus, config.batch_size, on_eval)
-    batches = corpus.batches("train", config.batch_size, seed)
+    batches = _training_batches(run, corpus, config.batch_size, seed)
     with exclusive(scratch):
         log = fit(
             model, loss_fn, batches, config, scratch, seed,
@@ -167,7 +175,8 @@ def train_vae(
 
     def loss_fn(model, ids, valid, generator, rows, context):
         ids, valid = with_filler(ids, valid, run.flow.filler, run.vae.patch_size, tokenizer.pad_id, generator)
-        return stage1_loss(model, ids, valid, run.flow, generator, rows)
+        starts = corpus.document_starts(ids, run.vae.patch_size)
+        return stage1_loss(model, ids, valid, run.flow, generator, rows, starts)
 
     parts = {"vae": model.vae}
     return train_stage(model, loss_fn, parts, run, corpus, out, seed, "vae", loss_fn, scratch, label="vae")
@@ -196,11 +205,14 @@ def _prior_model(
     return run, model
 
 # %% ../../nbs/3_learn/10_train.ipynb #b913bb68
-def _prior_losses(run: RunConfig, pad_id: int) -> tuple[Callable[..., Loss], Callable[..., Loss]]:
+def _prior_losses(run: RunConfig, corpus: Corpus) -> tuple[Callable[..., Loss], Callable[..., Loss]]:
     "Make the losses of stage 2: for training, and for validation at the DiT's own block size."
+    flow, patch_size, pad_id = run.flow, run.vae.patch_size, corpus.tokenizer.pad_id
+
     def loss_fn(model, ids, valid, generator, rows, context):
-        ids, valid = with_filler(ids, valid, run.flow.filler, run.vae.patch_size, pad_id, generator)
-        return stage2_loss(model, ids, valid, run.flow, generator, context.train_vae, rows, context.block_size)
+        ids, valid = with_filler(ids, valid, flow.filler, patch_size, pad_id, generator)
+        starts = corpus.document_starts(ids, patch_size)
+        return stage2_loss(model, ids, valid, flow, generator, context.train_vae, rows, context.block_size, starts)
 
     def check(model, ids, valid, generator, rows, context):
         return loss_fn(model, ids, valid, generator, rows, context._replace(block_size=None))
@@ -226,7 +238,7 @@ def train_prior(
     def rates(step):
         return {"vae": vae_rate(step, run.stage2)}
 
-    loss_fn, check = _prior_losses(run, corpus.tokenizer.pad_id)
+    loss_fn, check = _prior_losses(run, corpus)
     context_at = partial(prior_context, config=run.stage2, block_size=run.dit.block_size)
     parts = {"vae": model.vae, "dit": model.dit}
     return train_stage(
@@ -250,9 +262,13 @@ def train_baseline(
     torch.manual_seed(seed)
     model = make_baseline(run.baseline).to(device or pick_device())
     after_step = model.levels.settle if isinstance(model, Plaid) else None
+
+    def in_documents(loss_fn):
+        return lambda model, ids, *rest: loss_fn(model, ids, *rest, corpus.document_starts(ids))
+
     return train_stage(
-        model, baseline_loss, {"baseline": model}, run, corpus, out, seed, "baseline", whole_nats, scratch, on_eval,
-        label=run.baseline.family, after_step=after_step)
+        model, in_documents(baseline_loss), {"baseline": model}, run, corpus, out, seed, "baseline",
+        in_documents(whole_nats), scratch, on_eval, label=run.baseline.family, after_step=after_step)
 
 # %% ../../nbs/3_learn/10_train.ipynb #a55fd209
 def _stages_of(chosen: Profile, name: str) -> dict[str, dict]:

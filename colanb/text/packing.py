@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DocumentLengths', 'Sequences', 'named_split', 'hashed_split', 'assign_splits', 'FreeRoom', 'first_fit', 'pieces',
-           'fill_bins', 'pack', 'write_sequences', 'read_sequences', 'Shards', 'Batches']
+           'fill_bins', 'pack', 'document_starts', 'write_sequences', 'read_sequences', 'Shards', 'Batches']
 
 # %% ../../nbs/1_text/06_packing.ipynb #5861f6b4
 import heapq
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..config import DataConfig
@@ -170,6 +171,22 @@ def pack(
         packed[:len(flat)] = flat
         return packed.reshape(-1, size)
     return fill_bins(flat, lengths, size, pad_id)
+
+# %% ../../nbs/1_text/06_packing.ipynb #7ac037c3
+def document_starts(
+    ids: Int[Tensor, "b l"],  # packed sequences
+    end_id: int,  # the separator
+    unit: int,  # documents begin at multiples of so many tokens
+    patch_size: int = 1,  # tokens of a latent; divides `unit`
+) -> Int[Tensor, "b n"]:
+    "Find the latent with which each latent's document begins; a sequence begins with a document or a piece of one."
+    units = ids.unflatten(1, (-1, unit))
+    ended = (units == end_id).any(-1)  # (b, l / unit)
+    begins = F.pad(ended[:, :-1], (1, 0))
+    number = torch.arange(units.shape[1], device=ids.device)
+    first = (number * begins).cummax(1).values
+    latents = unit // patch_size
+    return (latents * first).repeat_interleave(latents, 1)
 
 # %% ../../nbs/1_text/06_packing.ipynb #dde0cf73
 def write_sequences(sequences: Sequences, path: Path) -> None:
