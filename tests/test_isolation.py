@@ -6,7 +6,11 @@ import torch
 from colanb.config import BaselineConfig, DiTConfig, FlowConfig, RunConfig, VAEConfig, stream
 from colanb.learn import losses, train
 from colanb.learn.baseline_losses import baseline_loss
-from colanb.learn.losses import BlockTimes, EVERY, stage1_loss, stage2_loss
+from colanb.learn.losses import BlockTimes, stage1_loss, stage2_loss
+from colanb.evidence.scores import reconstruction
+from colanb.measure.latents import text_latents
+from colanb.measure.quality import openings
+from colanb.measure.text_likelihood import known_texts
 from colanb.model import baselines
 from colanb.model.baselines import Plaid, make_baseline
 from colanb.model.cola import ColaDLM
@@ -41,7 +45,7 @@ def sequences(documents):
 TEXT = text_of(6, 14, 7, 3, 22, 15, 1)
 
 
-def at(places, shape, device=None):
+def at(places, shape):
     "Mark some tokens of each unit."
     return torch.isin(torch.arange(shape[1]) % UNIT, torch.tensor(places)).expand(shape)
 
@@ -181,6 +185,20 @@ def test_a_baseline_trains_on_isolated_documents(tmp_path, family, monkeypatch):
     corpus = prepare(run.data, tmp_path / "tokens")
     log = train.train_baseline(run, corpus, tmp_path / "model", 0, None, "cpu", tmp_path / "scratch")
     assert torch.isfinite(torch.tensor(log["val_nats"].dropna().to_numpy())).all()
+
+
+def test_what_is_measured_is_measured_document_by_document(tmp_path):
+    run = a_run()
+    corpus = prepare(run.data, tmp_path / "tokens")
+    texts, end = corpus.texts("validation", 9), corpus.tokenizer.eos_id
+    assert texts.shape == (9, 64) and ((texts == end).sum(1) == 1).all()
+    for known, row in zip(known_texts(corpus, None, 9, 0, "validation"), texts):
+        assert known.ids == row[row != PAD].tolist() and known.ids[-1] == end
+    for opening in openings(corpus, 3, 6, 4): assert end not in opening.prompt and end not in opening.rest[:-1]
+    model = ColaDLM(VAE.replace(vocab_size=corpus.tokenizer.vocab_size))
+    held = text_latents(model, corpus, "validation", 9)
+    torch.testing.assert_close(held.q.mean[4:5], model.vae.encode(torch.tensor(texts[4:5]).long()).mean)
+    assert reconstruction(model, corpus, [0.0], 0, 9, "validation")[0]["n"] == 9
 
 
 def test_corpus_and_run_must_agree(tmp_path):

@@ -371,8 +371,8 @@ def test_a_prompt_is_continued_as_if_it_were_alone(asked, way, size, shape):
 
 def test_a_long_prompt_whose_end_cuts_a_block_of_the_vae():
     prompt = "abcde" * 60   # 300 tokens, in whole blocks of the DiT
-    made = Sampler(small_vae(16), small_dit(4), Letters(), SampleConfig(steps=1, max_new_tokens=4)).generate([prompt], [0])
-    assert len(made[0].tokens) == 4
+    sampler = Sampler(small_vae(16), small_dit(4), Letters(), SampleConfig(steps=1, max_new_tokens=4))
+    assert len(sampler.generate([prompt], [0])[0].tokens) == 4
 
 
 # scorers

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
 
 from ..config import DataConfig
-from .packing import Batches, DocumentLengths, Sequences, Shards, assign_splits, document_starts, pack
-from .packing import read_sequences, write_sequences
+from .packing import Batches, DocumentLengths, Sequences, Shards, apart, assign_splits
+from .packing import document_starts, pack, read_sequences, write_sequences
 from .sources import Defect, Document, READERS, Tally, hub_builder, read_hf, source_files, testbed_of
 from .tokenizer import Tokenizer, make_tokenizer, tokenizer_file
 
@@ -125,6 +126,14 @@ class Corpus:
     ) -> Batches:
         "Return the endless batches of a split."
         return Batches(self.split(split), batch_size, seed)
+
+    def texts(self, split: str, count: int) -> Sequences:
+        "Return the first sequences of a split or, if documents are isolated, the first documents, one a sequence."
+        sequences = np.asarray(self.split(split)[:count])
+        if self.isolate_by is None:
+            return sequences
+        starts = self.document_starts(torch.from_numpy(sequences.astype(np.int64)))
+        return apart(sequences, starts.numpy(), self.tokenizer.pad_id)[:count]
 
     def document_starts(
         self,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DocumentLengths', 'Sequences', 'named_split', 'hashed_split', 'assign_splits', 'FreeRoom', 'first_fit', 'pieces',
-           'fill_bins', 'pack', 'document_starts', 'write_sequences', 'read_sequences', 'Shards', 'Batches']
+           'fill_bins', 'pack', 'document_starts', 'apart', 'write_sequences', 'read_sequences', 'Shards', 'Batches']
 
 # %% ../../nbs/1_text/06_packing.ipynb #5861f6b4
 import heapq
@@ -187,6 +187,22 @@ def document_starts(
     first = (number * begins).cummax(1).values
     latents = unit // patch_size
     return (latents * first).repeat_interleave(latents, 1)
+
+# %% ../../nbs/1_text/06_packing.ipynb #39b1232d
+def apart(
+    sequences: Sequences,
+    starts: Sequences,  # from `document_starts`
+    pad_id: int,
+) -> Int[np.ndarray, "documents l"]:
+    "Put each document of packed sequences into a sequence of its own."
+    alone = []
+    for row, row_starts in zip(sequences, starts):
+        for first in np.unique(row_starts):
+            document = row[row_starts == first]
+            if (document != pad_id).any():
+                missing = len(row) - len(document)
+                alone.append(np.pad(document, (0, missing), constant_values=pad_id))
+    return np.array(alone, sequences.dtype).reshape(-1, sequences.shape[1])
 
 # %% ../../nbs/1_text/06_packing.ipynb #dde0cf73
 def write_sequences(sequences: Sequences, path: Path) -> None:
