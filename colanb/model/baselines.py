@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..config import BaselineConfig
 from .cache import KVCache, positions_and_sight
-from .layers import Modulation, TimeEmbedding, Times
+from .layers import ExactBuffers, Modulation, TimeEmbedding, Times
 from .linear import Linear, linear
 from .trunk import Trunk, TrunkConfig, make_norm
 from .visibility import Starts, own_rows
@@ -218,7 +218,7 @@ class LLaDA(Baseline):
         return self.nats(ids, valid, target, generator, rows, starts, counted=True)
 
 # %% ../../nbs/2_model/10_baselines.ipynb #2e9753ee
-class NoiseLevels(nn.Module):
+class NoiseLevels(ExactBuffers):
     "The density from which logSNRs are drawn."
     def __init__(self,
         config: BaselineConfig,
@@ -307,13 +307,14 @@ def token_evidence(
     table: Float[Tensor, "v d"],   # embeddings of all tokens
     logsnr: Float[Tensor, "b"],
 ) -> Float[Tensor, "b l v"]:
-    "Compute log q(z | token) up to a constant, in fp32."
+    "Compute log q(z | token) up to a constant, in fp32 at least."
     alpha = logsnr.sigmoid().sqrt()
     variance = (-logsnr).sigmoid()
     slope = (alpha / variance)[:, None, None]
+    precision = torch.promote_types(z.dtype, torch.float32)
     device = "cpu" if z.is_meta else z.device.type
     with torch.autocast(device, enabled=False):
-        return slope * z.float() @ table.float().T
+        return slope.to(precision) * z.to(precision) @ table.to(precision).T
 
 # %% ../../nbs/2_model/10_baselines.ipynb #a82a3e61
 class PlaidNetwork(Baseline):
@@ -330,8 +331,10 @@ class PlaidNetwork(Baseline):
         nn.init.normal_(self.embedding.weight)
 
     def table(self) -> Float[Tensor, "v d"]:
-        "Compute the embeddings of all tokens, of mean square 1."
-        directions = F.normalize(self.embedding.weight, dim=-1)
+        "Compute the embeddings of all tokens, of mean square 1, in fp32 at least: the bound needs equal norms."
+        weight = self.embedding.weight
+        precision = torch.promote_types(weight.dtype, torch.float32)
+        directions = F.normalize(weight.to(precision), dim=-1)
         return directions * math.sqrt(self.config.d_embed)
 
     def forward(self,
@@ -350,7 +353,8 @@ class PlaidNetwork(Baseline):
                 guess = torch.zeros_like(z)
             inputs = torch.cat([z, guess], -1)
         positions, mask = both_ways(z.shape[1], z.device, seen, starts)
-        x = self.trunk(self.input(inputs), positions, mask, time)
+        x = self.input(inputs.to(self.input.weight.dtype))
+        x = self.trunk(x, positions, mask, time)
         logits = self.logits(x).float()
         if not self.config.output_prior:
             return logits
@@ -368,7 +372,7 @@ class PlaidNetwork(Baseline):
 
     def denoised(self, logits: Float[Tensor, "b l v"]) -> Float[Tensor, "b l d"]:
         "Compute the mean embedding."
-        return logits.softmax(-1) @ self.table()
+        return logits.softmax(-1) @ self.table().to(logits.dtype)
 
 # %% ../../nbs/2_model/10_baselines.ipynb #f1b85092
 class Plaid(PlaidNetwork):

@@ -123,7 +123,8 @@ class DiTNetwork(nn.Module):
         whole: bool = False,           # of a packed pass: the clean copy too, not the noisy latents alone
     ) -> Float[Tensor, "b q c"]:
         "Compute the hidden state that the output is read from."
-        x = self.trunk(self.input(z), positions, sight, time, cache, whole)
+        x = self.input(z.to(self.input.weight.dtype))
+        x = self.trunk(x, positions, sight, time, cache, whole)
         if x.shape[1] < z.shape[1]:
             time = time.last(x.shape[1], z.shape[1])
         return modulate(self.norm(x), *self.modulation(time))

@@ -167,7 +167,8 @@ class Decoder(nn.Module):
     ) -> Float[Tensor, "b l v"]:        # l = n * patch_size
         n = z.shape[1]
         positions, sight = positions_and_sight(n, self.config.block_size, cache, z.device, starts)
-        x = self.trunk(self.input(z), positions, sight, cache=cache)
+        x = self.input(z.to(self.input.weight.dtype))
+        x = self.trunk(x, positions, sight, cache=cache)
         if cache is not None:
             cache.advance(n)
         x = self.unpatch(x).unflatten(-1, (self.config.width, -1))   # (b, n, c, patch_size)
