@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from .visibility import Isolated, Visibility
+from .visibility import Isolated, Rule, Visibility
 
 # %% ../../nbs/2_model/04_attention.ipynb #eda687fb
 def share_heads(
@@ -452,7 +452,7 @@ def choose_kernel(
 
 # %% ../../nbs/2_model/04_attention.ipynb #b320cd3d
 Mask = Bool[Tensor, "n m"] | Bool[Tensor, "b #n m"]
-Sight = Visibility | Isolated | BlockSight | Mask | None   # None: everything is visible
+Sight = Rule | BlockSight | Mask | None   # None: everything is visible
 
 def planned(
     sight: Sight,

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .visibility import Isolated, Starts, Visibility
+from .visibility import Isolated, Rule, Starts, Visibility
 
 # %% ../../nbs/2_model/05_cache.ipynb #e046b2b6
 class KVCache:
@@ -117,7 +117,7 @@ def positions_and_sight(
     cache: KVCache | None,
     device: torch.device,
     starts: Starts = None,
-) -> tuple[Int[Tensor, "*b n"], Visibility | Isolated | Bool[Tensor, "b n m"] | None]:
+) -> tuple[Int[Tensor, "*b n"], Rule | Bool[Tensor, "b n m"] | None]:
     "Return the positions of the latents and what they see; None if nothing is hidden."
     if cache is not None:
         return cache.positions(n), cache.mask(n, block_size)

@@ -18,7 +18,7 @@ from .cache import KVCache, positions_and_sight
 from .layers import Modulation, TimeEmbedding, Times, modulate, set_to_zero
 from .linear import Linear
 from .trunk import Trunk, TrunkConfig
-from .visibility import Isolated, Starts, Visibility
+from .visibility import Isolated, Rule, Starts, Visibility
 
 # %% ../../nbs/2_model/08_dit.ipynb #11e4a40f
 class TokenHead(nn.Module):
@@ -118,7 +118,7 @@ class DiTNetwork(nn.Module):
         z: Float[Tensor, "b n d"],
         time: Times,
         positions: Int[Tensor, "*b n"],
-        sight: Visibility | Isolated | Bool[Tensor, "*r #n m"] | None,
+        sight: Rule | Bool[Tensor, "*r #n m"] | None,
         cache: KVCache | None = None,
         whole: bool = False,           # of a packed pass: the clean copy too, not the noisy latents alone
     ) -> Float[Tensor, "b q c"]:
@@ -168,7 +168,7 @@ def _packed_sight(
     block_size: int,
     starts: Starts,
     device: torch.device,
-) -> tuple[Int[Tensor, "*b p"], Visibility | Isolated]:   # p = 2n - block_size
+) -> tuple[Int[Tensor, "*b p"], Rule]:   # p = 2n - block_size
     "Return the positions of both copies and who sees whom; in isolated documents both begin anew with each."
     sight = Visibility(n, block_size, packed=True)
     order = torch.arange(n, device=device)
@@ -187,7 +187,7 @@ def packed_inputs(
     pinned: Bool[Tensor, "b n"] | None = None,
     block_size: int | None = None,    # None: the configuration's
     starts: Starts = None,
-) -> tuple[Tensor, Times, Tensor, Visibility | Isolated]:
+) -> tuple[Tensor, Times, Tensor, Rule]:
     "Make latents, times, positions and visibility of the packed pass (Eq 3.17), the inputs of `hidden`."
     n, m = noisy.shape[1], t.shape[1]
     s = block_size or dit.config.block_size
