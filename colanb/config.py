@@ -191,6 +191,8 @@ class DataConfig(Config):
     vocab_size: int = Field(4096, gt=16)    # bpe, word: entries at most, special tokens included
     seq_len: int = Field(512, gt=1)         # tokens per training sequence
     packing: Literal["whole", "split"] = "split"     # keep documents whole, or join and cut them
+    # documents of a sequence that do not see each other, each filled up to a multiple of so many tokens; None: they do
+    isolate_by: int | None = Field(None, ge=1, exclude_if=lambda value: value is None)   # where off, in no record
     shard_sequences: int | None = Field(None, ge=1)  # sequences per file: reads in bounded memory, resumes when stopped
     seed: NonNegativeInt = 6198       # seed of the data (paper, Table 8)
 
@@ -202,6 +204,8 @@ class DataConfig(Config):
             raise ValueError("data.dataset is empty: source 'hf' needs a data set name")
         if self.source == "hf" and self.dataset in LOCAL_BUILDERS and not self.data_files:
             raise ValueError(f"data.data_files is empty: dataset {self.dataset!r} needs a file or glob to read")
+        if self.isolate_by and self.seq_len % self.isolate_by:
+            raise ValueError(f"data.seq_len={self.seq_len} is not a multiple of data.isolate_by={self.isolate_by}")
         for split, share in {"validation": self.validation, "test": self.test}.items():
             named = isinstance(share, list)
             if named and self.source == "testbed":
@@ -517,6 +521,23 @@ class RunConfig(Config):
             if length % (patch_size * size):
                 raise ValueError(
                     f"stage2.block_schedule has {size}: data.seq_len={length} is not a multiple of patch_size*{size}")
+        return self
+
+    @model_validator(mode="after")
+    def _isolated_documents(self) -> Self:
+        unit = self.data.isolate_by
+        if self.baseline or unit is None:
+            return self
+        if self.flow.filler:
+            raise ValueError(
+                f"flow.filler={self.flow.filler} with data.isolate_by={unit}: isolated documents begin with a patch, "
+                "and filler would move them")
+        sizes = [self.dit.block_size, self.vae.block_size or 1, *(size for size, _ in self.stage2.block_schedule)]
+        for size in sizes:
+            if unit % (self.vae.patch_size * size):
+                raise ValueError(
+                    f"data.isolate_by={unit}: isolated documents begin with a block, "
+                    f"so it must be a multiple of patch_size*block_size={self.vae.patch_size * size}")
         return self
 
     def sampling(self, **changes: Any) -> SampleConfig:

@@ -311,7 +311,7 @@ def handed_over(monkeypatch, model, stage, **changes):
     "Model and loss that a stage of training hands to the loop, from the stage-1 VAE of `model`."
     run = RunConfig(name="small", vae=model.vae.config, dit=model.dit.config,
                     flow=FlowConfig(**WEIGHTS | dict(filler=0.9) | changes.pop("flow", {})), stage2=changes)
-    corpus, kept = Corpus(Path("nowhere"), {}, word_tokenizer("abcdefg")), []
+    corpus, kept = Corpus(Path("nowhere"), {"config": {}}, word_tokenizer("abcdefg")), []
     def keep(*given, **settings):
         kept.append((*given[:2], given[8], settings))
         return pd.DataFrame()

@@ -135,7 +135,7 @@ def cut_stories(
     rng = np.random.default_rng(11)
     pad_id = corpus.tokenizer.pad_id
     openings = []
-    for ids in np.asarray(corpus.split("validation")[:count]):
+    for ids in corpus.texts("validation", count):
         length = int((ids != pad_id).sum())
         patches = int(rng.integers(1, (length - 1) // patch_size))
         opening = ids[:patch_size * patches + 1]

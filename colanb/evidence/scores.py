@@ -397,7 +397,7 @@ def reconstruction(
 ) -> list[dict]:
     "Measure the token accuracy of decoding z_t = (1-t) z0 + t z1, z0 the posterior mean, for each t."
     device = next(model.parameters()).device
-    tokens = np.asarray(corpus.split(split)[:sequences]).astype(np.int64)
+    tokens = corpus.texts(split, sequences).astype(np.int64)
     ids = torch.from_numpy(tokens).to(device)
     valid = ids != corpus.tokenizer.pad_id
     z0 = model.vae.encode(ids).mean

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .losses import EVERY, Loss, StepContext
 from ..model.baselines import Baseline
+from ..model.visibility import Starts
 
 # %% ../../nbs/3_learn/03_baseline_losses.ipynb #f7903349
 def clean_opening(
@@ -34,13 +35,14 @@ def baseline_loss(
     generator: torch.Generator,
     rows: slice = EVERY,             # rows of the batch that are wanted
     context: StepContext | None = None,
+    starts: Starts = None,
 ) -> Loss:
     "Compute nats per token: the exact mean (AR) or one draw of a bound (LLaDA, Plaid)."
     share = model.config.clean_prefix
     target = valid
     if share and not model.exact:
         target = valid & ~clean_opening(valid, share, generator)
-    nats = model.nats(ids, valid, target, generator, rows).sum() / target.sum()
+    nats = model.nats(ids, valid, target, generator, rows, starts).sum() / target.sum()
     return Loss(nats, {"nats": nats.detach()})
 
 # %% ../../nbs/3_learn/03_baseline_losses.ipynb #d53fdacc
@@ -51,7 +53,8 @@ def whole_nats(
     generator: torch.Generator,
     rows: slice = EVERY,
     context: StepContext | None = None,
+    starts: Starts = None,
 ) -> Loss:
     "Compute nats per token of whole sequences by the least noisy estimator."
-    nats = model.estimate(ids, valid, valid, generator, rows).sum() / valid.sum()
+    nats = model.estimate(ids, valid, valid, generator, rows, starts).sum() / valid.sum()
     return Loss(nats, {"nats": nats})

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EVERY', 'IGNORED', 'Loss', 'StepContext', 'batch_noise', 'masked_copy', 'VAETerms', 'decoder_terms',
            'latent_statistics', 'patch_valid', 'with_filler', 'stage1_loss', 'BlockTimes', 'draw_times', 'token_error',
-           'next_error', 'prior_terms', 'prior_total', 'stage2_loss', 'token_codes']
+           'next_error', 'later_targets', 'prior_terms', 'prior_total', 'stage2_loss', 'token_codes']
 
 # %% ../../nbs/3_learn/02_losses.ipynb #b9f3467e
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from .path import clean_prefix, interpolate, sample_time
 from ..model.cola import ColaDLM
 from ..model.dit import DiT, Outputs, packed_outputs
 from ..model.vae import Posterior, TextVAE, vae_logsnr
+from ..model.visibility import Starts, own_rows
 
 # %% ../../nbs/3_learn/02_losses.ipynb #129978c5
 class Loss(NamedTuple):
@@ -78,12 +79,16 @@ def _autoencode(
     whole: int,                # rows of the whole batch
     rows: slice,
     generator: torch.Generator,
+    starts: Starts,
 ) -> tuple[Posterior, Float[Tensor, "c n d"], Float[Tensor, "c l v"]]:
     "Encode, sample and decode; returns posterior, sample and logits."
-    posterior = vae.encode(ids)
+    starts = own_rows(starts, rows)
+    if starts is not None:
+        starts = starts.repeat(len(ids) // len(starts), 1)   # the same documents in both copies
+    posterior = vae.encode(ids, starts)
     noise = batch_noise(posterior.mean, whole, rows, generator)
     z = posterior.at(noise)
-    return posterior, z, vae.decode(z).float()
+    return posterior, z, vae.decode(z, starts=starts).float()
 
 # %% ../../nbs/3_learn/02_losses.ipynb #141161fb
 def _error_at(
@@ -117,6 +122,7 @@ def decoder_terms(
     config: FlowConfig,
     generator: torch.Generator,
     rows: slice = EVERY,            # rows of the batch that are wanted
+    starts: Starts = None,
 ) -> VAETerms:
     "Compute the posterior, a sample of it, and `reconstruction`, `accuracy` and `mask`, in one pass."
     own_ids = ids[rows]
@@ -124,13 +130,12 @@ def decoder_terms(
     if config.lambda_mask:
         masked, hit = masked_copy(ids, valid, vae.mask_id, config.mask_ratio, generator)
         inputs = torch.cat([own_ids, masked[rows]])
-    both, z, logits = _autoencode(vae, inputs, len(ids), rows, generator)
+    both, z, logits = _autoencode(vae, inputs, len(ids), rows, generator, starts)
     clean = slice(len(own_ids))
     posterior = Posterior(both.mean[clean], both.logvar[clean])
     parts = _text_parts(logits[clean], own_ids, valid[rows], valid.sum())
     if config.lambda_mask:
-        masked_error = _error_at(logits[len(own_ids):], own_ids, hit[rows])
-        parts["mask"] = masked_error / hit.sum().clamp(min=1)
+        parts["mask"] = _error_at(logits[clean.stop:], own_ids, hit[rows]) / hit.sum().clamp(min=1)
     return VAETerms(posterior, z[clean], parts)
 
 # %% ../../nbs/3_learn/02_losses.ipynb #dab9b5d5
@@ -199,9 +204,10 @@ def stage1_loss(
     config: FlowConfig,
     generator: torch.Generator,
     rows: slice = EVERY,   # rows of the batch that are wanted
+    starts: Starts = None,
 ) -> Loss:
     "Compute L_VAE (Eq 3.16) in nats per token."
-    q, _, parts = decoder_terms(model.vae, ids, valid, config, generator, rows)
+    q, _, parts = decoder_terms(model.vae, ids, valid, config, generator, rows, starts)
     latent_valid = patch_valid(valid, model.vae.config.patch_size)
     parts["kl"] = q.kl()[latent_valid[rows]].sum() / valid.sum()
     total = parts["reconstruction"] + config.beta * parts["kl"] + config.lambda_mask * parts.get("mask", 0)
@@ -273,6 +279,21 @@ def next_error(
     count = (later != IGNORED).sum().clamp(min=1)
     return token_error(logits, own_targets) / count
 
+# %% ../../nbs/3_learn/02_losses.ipynb #dfde2b97
+def later_targets(
+    targets: Int[Tensor, "b l"],
+    starts: Starts,
+    times: BlockTimes,               # which know the size of a block
+) -> Int[Tensor, "b l"]:
+    "Ignore the tokens of each isolated document's first block."
+    if starts is None:
+        return targets
+    batch, latents = starts.shape
+    position = torch.arange(latents, device=starts.device) - starts
+    opening = (position < times.block_size)[..., None]   # (b, n, 1)
+    tokens = targets.view(batch, latents, -1)
+    return tokens.masked_fill(opening, IGNORED).flatten(1)
+
 # %% ../../nbs/3_learn/02_losses.ipynb #18d28571
 def _squared_error(
     dit: DiT,
@@ -280,11 +301,13 @@ def _squared_error(
     z1: Float[Tensor, "r n d"],
     times: BlockTimes,           # of the same rows
     config: FlowConfig,
+    starts: Starts,              # of the whole batch
+    rows: slice,
 ) -> tuple[Float[Tensor, "r n"], Outputs]:
     "Run the DiT on clean and noisy latents; returns squared errors, means over channels, and all outputs."
     noised = z0.detach() if config.detach_noised else z0
     zt, _ = interpolate(noised, z1, times.latent)
-    inputs = z0.detach(), zt, times.block, times.pinned, times.block_size
+    inputs = z0.detach(), zt, times.block, times.pinned, times.block_size, own_rows(starts, rows)
     if config.lambda_ce or config.lambda_next:
         outputs = packed_outputs(dit, *inputs, following=config.lambda_next > 0)
     else:
@@ -307,19 +330,19 @@ def prior_terms(
     rows: slice = EVERY,
     targets: Int[Tensor, "b l"] | None = None,  # tokens, IGNORED where they do not count; for cross-entropies
     block_size: int | None = None,      # None: the DiT's
-) -> dict[str, Float[Tensor, ""]]:
+    starts: Starts = None,
+) -> dict[str, Tensor]:
     "Compute L_FM (Eq 3.7), `fm`, and the cross-entropies `ce` and `next` that have a weight, as means."
     z1 = batch_noise(z0, len(latent_valid), rows, generator)
     batch_times = draw_times(latent_valid, config, block_size or dit.config.block_size, generator)
     count = batch_times.counted.sum()
     times = batch_times.cut(rows)
-    error, outputs = _squared_error(dit, z0, z1, times, config)
+    error, outputs = _squared_error(dit, z0, z1, times, config, starts, rows)
     parts = {"fm": error[times.counted].sum() / count}
     if config.lambda_ce:
-        tokens = targets[rows].masked_fill(~times.counted, IGNORED)
-        parts["ce"] = token_error(outputs.logits, tokens) / count
+        parts["ce"] = token_error(outputs.logits, targets[rows].masked_fill(~times.counted, IGNORED)) / count
     if config.lambda_next:
-        parts["next"] = next_error(outputs.following, targets, rows)
+        parts["next"] = next_error(outputs.following, later_targets(targets, starts, times), rows)
     return parts
 
 # %% ../../nbs/3_learn/02_losses.ipynb #3327c24d
@@ -340,9 +363,10 @@ def _vae_terms(
     config: FlowConfig,
     generator: torch.Generator,
     rows: slice,
+    starts: Starts,
 ) -> VAETerms:
     "Compute what `decoder_terms` does, and the posterior's negative entropy per token."
-    terms = decoder_terms(vae, ids, valid, config, generator, rows)
+    terms = decoder_terms(vae, ids, valid, config, generator, rows, starts)
     counted = patch_valid(valid[rows], vae.config.patch_size)
     entropy = terms.posterior.entropy()[counted].sum()
     terms.parts["negative_entropy"] = -entropy / valid.sum()
@@ -355,9 +379,10 @@ def _frozen_terms(
     ids: Int[Tensor, "b l"],
     generator: torch.Generator,
     rows: slice,
+    starts: Starts,
 ) -> VAETerms:
     "Encode some rows of a batch without gradients and without decoding."
-    posterior = vae.encode(ids[rows])
+    posterior = vae.encode(ids[rows], own_rows(starts, rows))
     noise = batch_noise(posterior.mean, len(ids), rows, generator)
     return VAETerms(posterior, posterior.at(noise), {})
 
@@ -368,6 +393,15 @@ def _vae_total(parts: dict[str, Tensor], config: FlowConfig) -> Float[Tensor, ""
     regularised = text + config.beta * parts["negative_entropy"]
     return config.lambda_vae * (regularised + config.lambda_mask * parts.get("mask", 0))
 
+def _stage2_total(parts: dict[str, Tensor], config: FlowConfig, train_vae: bool) -> Float[Tensor, ""]:
+    "Add up L_stage2, weighted."
+    total = prior_total(parts, config)
+    if train_vae:
+        total = _vae_total(parts, config) + total
+    if "reference_kl" in parts:
+        total = total + config.lambda_ref * parts["reference_kl"]
+    return total
+
 # %% ../../nbs/3_learn/02_losses.ipynb #7de9c6cb
 def _reference_kl(
     model: ColaDLM,
@@ -375,10 +409,11 @@ def _reference_kl(
     ids: Int[Tensor, "b l"],
     valid: Bool[Tensor, "b l"],
     rows: slice,
+    starts: Starts,
 ) -> Float[Tensor, ""]:
     "Compute KL(q || q_ref) of the latents that count, per token of the batch."
     with torch.no_grad():
-        reference = model.vae.scaled(model.reference(ids[rows]))
+        reference = model.vae.scaled(model.reference(ids[rows], own_rows(starts, rows)))
     counted = patch_valid(valid[rows], model.vae.config.patch_size)
     return q.kl(reference)[counted].sum() / valid.sum()
 
@@ -392,21 +427,19 @@ def stage2_loss(
     train_vae: bool = True,     # False: the VAE is frozen
     rows: slice = EVERY,        # rows of the batch that are wanted
     block_size: int | None = None,  # None: the DiT's
+    starts: Starts = None,
 ) -> Loss:
     "Compute L_stage2 (Eq 3.18) in nats per token, with the flow-matching part per channel."
     latent_valid = patch_valid(valid, model.vae.config.patch_size)
     if train_vae:
-        q, z0, parts = _vae_terms(model.vae, ids, valid, config, generator, rows)
+        q, z0, parts = _vae_terms(model.vae, ids, valid, config, generator, rows, starts)
     else:
-        q, z0, parts = _frozen_terms(model.vae, ids, generator, rows)
-    parts |= prior_terms(
-        model.dit, z0, latent_valid, config, generator, rows, ids.masked_fill(~valid, IGNORED), block_size)
-    total = prior_total(parts, config)
-    if train_vae:
-        total = _vae_total(parts, config) + total
-        if model.reference is not None and config.lambda_ref:
-            parts["reference_kl"] = _reference_kl(model, q, ids, valid, rows)
-            total = total + config.lambda_ref * parts["reference_kl"]
+        q, z0, parts = _frozen_terms(model.vae, ids, generator, rows, starts)
+    targets = ids.masked_fill(~valid, IGNORED)
+    parts |= prior_terms(model.dit, z0, latent_valid, config, generator, rows, targets, block_size, starts)
+    if train_vae and model.reference is not None and config.lambda_ref:
+        parts["reference_kl"] = _reference_kl(model, q, ids, valid, rows, starts)
+    total = _stage2_total(parts, config, train_vae)
     return _with_gauges(total, parts, q, latent_valid, rows)
 
 # %% ../../nbs/3_learn/02_losses.ipynb #7c88283e

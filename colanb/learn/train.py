@@ -37,6 +37,7 @@ from ..model.cola import ColaDLM, with_vocabulary
 from ..model.folders import load_model, read_run, read_training
 from ..model.vae import Encoder, TextVAE
 from ..text.corpus import Corpus, prepare
+from ..text.packing import Batches
 
 # %% ../../nbs/3_learn/10_train.ipynb #ead97a28
 def validation(
@@ -222,6 +223,14 @@ def check_latents(vae: TextVAE, ids: Int[Tensor, "b l"]) -> None:
         f"vae.scaling_factor={scale:.2g} and vae.shifting_factor={shift:.2g} in the run and in stage 1's run.json, "
         "or train stage 1 with vae.normalise_mean=True")
 
+# %% ../../nbs/3_learn/10_train.ipynb #f445e80d
+def _training_batches(run: RunConfig, corpus: Corpus, batch_size: int, seed: int) -> Batches:
+    "Return the batches of a training; `ValueError` where run and corpus differ in whether documents are isolated."
+    wanted, found = run.data.isolate_by, corpus.isolate_by
+    if wanted != found:
+        raise ValueError(f"data.isolate_by={wanted} of run {run.name!r}, but the corpus has {found}")
+    return corpus.batches("train", batch_size, seed)
+
 # %% ../../nbs/3_learn/10_train.ipynb #47647344
 def _train_new(
     model: nn.Module,
@@ -237,7 +246,7 @@ def _train_new(
 ) -> pd.DataFrame:            # the log
     "Train a model and write it; the checkpoints are dropped."
     config = _stage_config(run, record["stage"])
-    batches = corpus.batches("train", config.batch_size, record["seed"])
+    batches = _training_batches(run, corpus, config.batch_size, record["seed"])
     settings = decisive_settings(run, record)
     with exclusive(scratch):
         say(f"{label}: {_size(parts, batches, config)}")
@@ -314,7 +323,8 @@ def train_vae(
 
     def loss_fn(model, ids, valid, generator, rows, context):
         ids, valid = with_filler(ids, valid, run.flow.filler, run.vae.patch_size, tokenizer.pad_id, generator)
-        return stage1_loss(model, ids, valid, run.flow, generator, rows)
+        starts = corpus.document_starts(ids, run.vae.patch_size)
+        return stage1_loss(model, ids, valid, run.flow, generator, rows, starts)
 
     parts = {"vae": model.vae}
     return train_stage(model, loss_fn, parts, run, corpus, out, seed, "vae", loss_fn, scratch, again=again, label="vae")
@@ -343,11 +353,14 @@ def _prior_model(
     return run, model
 
 # %% ../../nbs/3_learn/10_train.ipynb #b913bb68
-def _prior_losses(run: RunConfig, pad_id: int) -> tuple[Callable[..., Loss], Callable[..., Loss]]:
+def _prior_losses(run: RunConfig, corpus: Corpus) -> tuple[Callable[..., Loss], Callable[..., Loss]]:
     "Make the losses of stage 2: for training, and for validation at the DiT's own block size."
+    flow, patch_size, pad_id = run.flow, run.vae.patch_size, corpus.tokenizer.pad_id
+
     def loss_fn(model, ids, valid, generator, rows, context):
-        ids, valid = with_filler(ids, valid, run.flow.filler, run.vae.patch_size, pad_id, generator)
-        return stage2_loss(model, ids, valid, run.flow, generator, context.train_vae, rows, context.block_size)
+        ids, valid = with_filler(ids, valid, flow.filler, patch_size, pad_id, generator)
+        starts = corpus.document_starts(ids, patch_size)
+        return stage2_loss(model, ids, valid, flow, generator, context.train_vae, rows, context.block_size, starts)
 
     def check(model, ids, valid, generator, rows, context):
         return loss_fn(model, ids, valid, generator, rows, context._replace(block_size=None))
@@ -375,7 +388,7 @@ def train_prior(
     def rates(step):
         return {"vae": vae_rate(step, run.stage2)}
 
-    loss_fn, check = _prior_losses(run, corpus.tokenizer.pad_id)
+    loss_fn, check = _prior_losses(run, corpus)
     context_at = partial(prior_context, config=run.stage2, block_size=run.dit.block_size)
     parts = {"vae": model.vae, "dit": model.dit}
     return train_stage(
@@ -400,9 +413,13 @@ def train_baseline(
     torch.manual_seed(seed)
     model = make_baseline(run.baseline).to(device or pick_device())
     after_step = model.levels.settle if isinstance(model, Plaid) else None
+
+    def in_documents(loss_fn):
+        return lambda model, ids, *rest: loss_fn(model, ids, *rest, corpus.document_starts(ids))
+
     return train_stage(
-        model, baseline_loss, {"baseline": model}, run, corpus, out, seed, "baseline", whole_nats, scratch, on_eval,
-        again, label=run.baseline.family, after_step=after_step)
+        model, in_documents(baseline_loss), {"baseline": model}, run, corpus, out, seed, "baseline",
+        in_documents(whole_nats), scratch, on_eval, again, label=run.baseline.family, after_step=after_step)
 
 # %% ../../nbs/3_learn/10_train.ipynb #a55fd209
 def _stages_of(chosen: Profile, name: str) -> dict[str, dict]:

@@ -123,7 +123,7 @@ def text_latents(
     batch_size: int = 200,
 ) -> TextLatents:
     "Encode the first `count` sequences of a split."
-    ids = torch.as_tensor(np.array(corpus.split(split)[:count])).long()
+    ids = torch.as_tensor(np.array(corpus.texts(split, count))).long()
     with torch.no_grad():
         batches = [model.vae.encode(batch) for batch in ids.split(batch_size)]
     mean = torch.cat([q.mean for q in batches])

@@ -46,6 +46,9 @@ def openings(
     "Take openings that are spread over a split; raise `ValueError` if its sequences are too short or too few."
     sequences = corpus.split(split)
     needed = length + rest
+    if corpus.isolate_by:   # an opening and its rest are of one document
+        documents = corpus.texts(split, len(sequences))
+        sequences = documents[(documents != corpus.tokenizer.pad_id).sum(1) >= needed]
     if needed > corpus.seq_len:
         raise ValueError(
             f"length={length} and rest={rest} need sequences of {needed}, this corpus has {corpus.seq_len}")

@@ -376,7 +376,7 @@ def known_texts(
             ids = [*tokenizer.encode(story), tokenizer.eos_id]
             texts.append(KnownText(story, ids, split_log_prob(testbed, story, split)))
         return texts
-    for sequence in corpus.split(split)[:count]:
+    for sequence in corpus.texts(split, count):
         ids = [int(i) for i in sequence if i != tokenizer.pad_id]
         if ids:
             texts.append(KnownText(tokenizer.decode(ids), ids, math.nan))

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .visibility import Visibility
+from .visibility import Isolated, Rule, Starts, Visibility
 
 # %% ../../nbs/2_model/05_cache.ipynb #e046b2b6
 class KVCache:
@@ -116,11 +116,14 @@ def positions_and_sight(
     block_size: int | None,    # None: everything is visible
     cache: KVCache | None,
     device: torch.device,
-) -> tuple[Int[Tensor, "*b n"], Visibility | Bool[Tensor, "b n m"] | None]:
+    starts: Starts = None,
+) -> tuple[Int[Tensor, "*b n"], Rule | Bool[Tensor, "b n m"] | None]:
     "Return the positions of the latents and what they see; None if nothing is hidden."
     if cache is not None:
         return cache.positions(n), cache.mask(n, block_size)
     positions = torch.arange(n, device=device)
+    if starts is not None:
+        return positions - starts, Isolated(Visibility(n, block_size or n), starts)
     if block_size is None or n <= block_size:
         return positions, None
     return positions, Visibility(n, block_size)

@@ -18,7 +18,7 @@ from .cache import KVCache, positions_and_sight
 from .layers import Modulation, TimeEmbedding, Times, modulate, set_to_zero
 from .linear import Linear
 from .trunk import Trunk, TrunkConfig
-from .visibility import Visibility
+from .visibility import Isolated, Rule, Starts, Visibility
 
 # %% ../../nbs/2_model/08_dit.ipynb #11e4a40f
 class TokenHead(nn.Module):
@@ -118,7 +118,7 @@ class DiTNetwork(nn.Module):
         z: Float[Tensor, "b n d"],
         time: Times,
         positions: Int[Tensor, "*b n"],
-        sight: Visibility | Bool[Tensor, "*r #n m"] | None,
+        sight: Rule | Bool[Tensor, "*r #n m"] | None,
         cache: KVCache | None = None,
         whole: bool = False,           # of a packed pass: the clean copy too, not the noisy latents alone
     ) -> Float[Tensor, "b q c"]:
@@ -162,6 +162,22 @@ def _packed_times(
         pinned = F.pad(pinned, (past, 0))
     return Times(embedded, index, pinned)
 
+# %% ../../nbs/2_model/08_dit.ipynb #5a395f00
+def _packed_sight(
+    n: int,
+    block_size: int,
+    starts: Starts,
+    device: torch.device,
+) -> tuple[Int[Tensor, "*b p"], Rule]:   # p = 2n - block_size
+    "Return the positions of both copies and who sees whom; in isolated documents both begin anew with each."
+    sight = Visibility(n, block_size, packed=True)
+    order = torch.arange(n, device=device)
+    if starts is not None:
+        sight = Isolated(sight, starts)
+        order = order - starts
+    history = order[..., :n - block_size]
+    return torch.cat([history, order], -1), sight
+
 # %% ../../nbs/2_model/08_dit.ipynb #78ef2d6e
 def packed_inputs(
     dit: DiTNetwork,
@@ -170,7 +186,8 @@ def packed_inputs(
     t: Float[Tensor, "b m"],
     pinned: Bool[Tensor, "b n"] | None = None,
     block_size: int | None = None,    # None: the configuration's
-) -> tuple[Tensor, Times, Tensor, Visibility]:
+    starts: Starts = None,
+) -> tuple[Tensor, Times, Tensor, Rule]:
     "Make latents, times, positions and visibility of the packed pass (Eq 3.17), the inputs of `hidden`."
     n, m = noisy.shape[1], t.shape[1]
     s = block_size or dit.config.block_size
@@ -179,9 +196,8 @@ def packed_inputs(
         raise ValueError(f"{m} times do not divide {n} latents in blocks of {s}")
     time = _packed_times(dit, t, past, n, pinned)
     latents = torch.cat([clean[:, :past], noisy], 1)
-    order = torch.arange(n, device=t.device)
-    positions = torch.cat([order[:past], order])
-    return latents, time, positions, Visibility(n, s, packed=True)
+    positions, sight = _packed_sight(n, s, starts, t.device)
+    return latents, time, positions, sight
 
 # %% ../../nbs/2_model/08_dit.ipynb #d53aa9ba
 def _with_alone(
@@ -231,9 +247,10 @@ class DiT(DiTNetwork):
         t: Float[Tensor, "b m"],                    # time of each group of n/m noisy latents
         pinned: Bool[Tensor, "b n"] | None = None,  # noisy latents that are clean, at t=0
         block_size: int | None = None,              # None: the configuration's
+        starts: Starts = None,
     ) -> Float[Tensor, "b n d"]:
         "Compute the output for the noisy copy, all blocks at once, each under its own clean history (Eq 3.17)."
-        return self.raw(*packed_inputs(self, clean, noisy, t, pinned, block_size))
+        return self.raw(*packed_inputs(self, clean, noisy, t, pinned, block_size, starts))
 
     def guided(self,
         z: Float[Tensor, "b s d"],   # one block of each sample
@@ -262,10 +279,11 @@ def packed_outputs(
     t: Float[Tensor, "b m"],
     pinned: Bool[Tensor, "b n"] | None = None,
     block_size: int | None = None,
+    starts: Starts = None,
     following: bool = False,          # predict next tokens too, by `next_head`
 ) -> Outputs:
     "Compute what the packed pass gives, logits included."
-    inputs = packed_inputs(dit, clean, noisy, t, pinned, block_size)
+    inputs = packed_inputs(dit, clean, noisy, t, pinned, block_size, starts)
     hidden = dit.hidden(*inputs, whole=following)
     past = hidden.shape[1] - noisy.shape[1]   # latents of the clean copy
     outputs = dit.read(hidden[:, past:])

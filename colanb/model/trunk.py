@@ -21,7 +21,7 @@ from .attention import BlockSight, attend, planned
 from .cache import KVCache
 from .layers import MLP, Modulation, Rotary, Times, gate, modulate
 from .linear import Linear, linear
-from .visibility import Visibility
+from .visibility import Rule, Visibility
 
 # %% ../../nbs/2_model/06_trunk.ipynb #7e5568fb
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +260,7 @@ class Trunk(nn.Module):
     def forward(self,
         x: Float[Tensor, "b n c"],
         positions: Int[Tensor, "*b n"],
-        sight: Visibility | Bool[Tensor, "*r #n m"] | None = None,
+        sight: Rule | Bool[Tensor, "*r #n m"] | None = None,
         time: Times | None = None,
         cache: KVCache | None = None,
         whole: bool = False,           # packed: compute the clean copy too
@@ -268,12 +268,12 @@ class Trunk(nn.Module):
         table = self.rotary.table(positions)
         training = cache is None and torch.is_grad_enabled()
         run_block = self._block_runner(training)
-        packed = isinstance(sight, Visibility) and sight.packed
+        packed = isinstance(sight, Rule) and sight.packed
         keep = None
         for layer, block in enumerate(self.blocks):
             if packed and not whole and block is self.blocks[-1]:
                 keep = sight.n
-                sight = sight._replace(noisy_only=True)
+                sight = sight.of_noisy()
             past = {} if cache is None else dict(cache=cache, layer=layer)
             kernel_sight = planned(sight, block.attention.backend, x.device, training)
             x = run_block(block, x, time, keep, rotary=self.rotary, table=table, sight=kernel_sight, **past)

@@ -18,6 +18,7 @@ from ..config import VAEConfig
 from .cache import KVCache, positions_and_sight
 from .linear import Linear, linear
 from .trunk import Trunk, TrunkConfig
+from .visibility import Starts
 
 # %% ../../nbs/2_model/07_vae.ipynb #f33e05fc
 class Posterior(NamedTuple):
@@ -114,10 +115,13 @@ class Encoder(nn.Module):
         outputs = config.d_latent * (2 if learns_variance else 1)
         self.head = Linear(config.width, outputs, bias=config.bias)
 
-    def forward(self, ids: Int[Tensor, "b l"]) -> Posterior:
+    def forward(self,
+        ids: Int[Tensor, "b l"],
+        starts: Starts = None,
+    ) -> Posterior:
         config = self.config
         x = self._patches(ids)
-        positions, sight = positions_and_sight(x.shape[1], config.block_size, None, x.device)
+        positions, sight = positions_and_sight(x.shape[1], config.block_size, None, x.device, starts)
         out = self.head(self.trunk(x, positions, sight)).float()
         mean = out[..., :config.d_latent]
         logvar = out[..., config.d_latent:]
@@ -159,9 +163,10 @@ class Decoder(nn.Module):
     def forward(self,
         z: Float[Tensor, "b n d"],
         cache: KVCache | None = None,   # of past latents; the new ones become part of it
+        starts: Starts = None,
     ) -> Float[Tensor, "b l v"]:        # l = n * patch_size
         n = z.shape[1]
-        positions, sight = positions_and_sight(n, self.config.block_size, cache, z.device)
+        positions, sight = positions_and_sight(n, self.config.block_size, cache, z.device, starts)
         x = self.input(z.to(self.input.weight.dtype))   # latents are float32, whatever the weights
         x = self.trunk(x, positions, sight, cache=cache)
         if cache is not None:
@@ -189,12 +194,15 @@ class TextVAE(nn.Module):
         if getattr(module, "bias", None) is not None:
             nn.init.zeros_(module.bias)
 
-    def encode(self, ids: Int[Tensor, "b l"]) -> Posterior:
+    def encode(self,
+        ids: Int[Tensor, "b l"],
+        starts: Starts = None,
+    ) -> Posterior:
         "Compute q(z0|x), with scaling and shift of the configuration; `ValueError` if l is not whole patches."
         tokens, patch_size = ids.shape[1], self.config.patch_size
         if tokens % patch_size:
             raise ValueError(f"{tokens} tokens are not a multiple of patch_size={patch_size}")
-        return self.scaled(self.encoder(ids))
+        return self.scaled(self.encoder(ids, starts))
 
     def scaled(self,
         q: Posterior,   # of an encoder of this configuration
@@ -209,10 +217,11 @@ class TextVAE(nn.Module):
     def decode(self,
         z: Float[Tensor, "b n d"],      # scaled and shifted
         cache: KVCache | None = None,
+        starts: Starts = None,
     ) -> Float[Tensor, "b l v"]:
         "Compute the logits of p(x|z0)."
         z0 = z / self.config.scaling_factor + self.config.shifting_factor
-        return self.decoder(z0, cache)
+        return self.decoder(z0, cache, starts)
 
     @property
     def mask_id(self) -> int:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLIT_NAMES', 'SPOOL', 'BATCH', 'TRAINED_ON', 'file_digest', 'content_of', 'cache_key', 'Corpus', 'text_digest',
-           'write_spool', 'read_spool', 'encode_all', 'tokenise', 'rounded_ratio', 'pack_split', 'make_manifest',
-           'write_manifest', 'write_splits', 'warn_of_missed_shares', 'write_corpus', 'streamed_split',
+           'write_spool', 'read_spool', 'encode_all', 'with_separator', 'tokenise', 'rounded_ratio', 'pack_split',
+           'make_manifest', 'write_manifest', 'write_splits', 'warn_of_missed_shares', 'write_corpus', 'streamed_split',
            'streamed_limit', 'streamed_parts', 'Packer', 'Stream', 'save_progress', 'load_progress', 'training_texts',
            'streamed_tokenizer', 'StreamWriter', 'stream_corpus', 'unfinished_folder', 'prepare']
 
@@ -23,12 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int
+from torch import Tensor
 from tqdm import tqdm
 
 from ..config import DataConfig
-from .packing import CUT, Batches, DocumentLengths, Sequences, Shards, assign_splits, cut_shares
-from .packing import longest_whole, pack, read_sequences, wanted_names, wanted_shares, write_sequences
+from .packing import CUT, Batches, DocumentLengths, Sequences, Shards, apart, assign_splits, cut_shares
+from .packing import document_starts, longest_whole, pack, read_sequences, wanted_names, wanted_shares
+from .packing import write_sequences
 from .sources import Defect, Document, READERS, Tally, hub_builder, read_hf, source_files
 from .sources import testbed_of, text_size
 from .tokenizer import Tokenizer, make_tokenizer, tokenizer_file
@@ -110,6 +113,11 @@ class Corpus:
         "Tokens per sequence."
         return self.manifest["config"]["seq_len"]
 
+    @property
+    def isolate_by(self) -> int | None:
+        "Tokens of whose multiples isolated documents are made; None if documents are not isolated."
+        return self.manifest["config"].get("isolate_by")
+
     def split(self, name: str) -> Sequences | Shards:  # train, validation or test
         "Return the sequences of a split, read-only: a view of its file, or of its shards."
         if name not in self.manifest["splits"]:
@@ -137,6 +145,24 @@ class Corpus:
     ) -> Batches:
         "Return the endless batches of a split."
         return Batches(self.split(split), batch_size, seed)
+
+    def texts(self, split: str, count: int) -> Sequences:
+        "Return the first sequences of a split or, if documents are isolated, the first documents, one a sequence."
+        sequences = np.asarray(self.split(split)[:count])
+        if self.isolate_by is None:
+            return sequences
+        starts = self.document_starts(torch.from_numpy(sequences.astype(np.int64)))
+        return apart(sequences, starts.numpy(), self.tokenizer.pad_id)[:count]
+
+    def document_starts(
+        self,
+        ids: Int[Tensor, "b l"],  # sequences of the corpus
+        patch_size: int = 1,  # tokens of a latent
+    ) -> Int[Tensor, "b n"] | None:
+        "Find the latent with which the document of each latent begins; None if documents are not isolated."
+        if self.isolate_by is None:
+            return None
+        return document_starts(ids, self.tokenizer.eos_id, self.isolate_by, patch_size)
 
 # %% ../../nbs/1_text/07_corpus.ipynb #d0976054
 SPOOL = ("name", "text", "split")  # columns of the scratch file
@@ -205,33 +231,46 @@ def encode_all(
             yield from zip(batch, tokenizer.encode_batch(batch))
             bar.update(len(batch))
 
+# %% ../../nbs/1_text/07_corpus.ipynb #d205acee
+def with_separator(
+    ids: list[int],  # of a document
+    tokenizer: Tokenizer,
+    unit: int | None,  # `isolate_by`
+) -> list[int]:
+    "Put the separator behind a document, and fill it up to whole units if documents are isolated."
+    document = [*ids, tokenizer.eos_id]
+    missing = -len(document) % (unit or 1)
+    return [*document, *[tokenizer.pad_id] * missing]
+
 # %% ../../nbs/1_text/07_corpus.ipynb #b0ca13a6
 def tokenise(
     texts: Iterable[list[str]],  # batches of texts
     tokenizer: Tokenizer,
     total: int,  # number of texts, for the progress bar
+    unit: int | None = None,  # `isolate_by`
 ) -> tuple[Int[np.ndarray, "t"], DocumentLengths, dict]:  # all tokens, tokens of each document, counts
-    "Encode documents into one flat array with a separator after each."
+    "Encode documents into one flat array with a separator after each, and filling if documents are isolated."
     documents = [np.empty(0, np.int32)]  # np.concatenate needs at least one array
     lengths = []
+    tokens = 0
     characters = 0
     words = 0
     for text, ids in encode_all(texts, tokenizer, total):
-        documents.append(np.array([*ids, tokenizer.eos_id], np.int32))
-        lengths.append(len(ids) + 1)
+        document = with_separator(ids, tokenizer, unit)
+        documents.append(np.array(document, np.int32))
+        lengths.append(len(document))
+        tokens += len(ids)
         characters += len(text)
         words += len(text.split())
     flat = np.concatenate(documents)
-    unknown = 0
-    if tokenizer.unk_id is not None:
-        unknown = int((flat == tokenizer.unk_id).sum())
+    is_unknown = flat == tokenizer.unk_id   # nothing is, where the tokenizer has no such id
     counts = dict(
         documents=len(lengths),
-        tokens=len(flat) - len(lengths),
+        tokens=tokens,
         separators=len(lengths),
         characters=characters,
         words=words,
-        unknown=unknown,
+        unknown=int(np.sum(is_unknown)),
     )
     return flat, np.array(lengths, np.int64), counts
 
@@ -248,10 +287,10 @@ def pack_split(
     total: int,  # number of texts, for the progress bar
 ) -> tuple[Sequences, dict]:  # packed sequences and counts
     "Tokenise and pack one split; the counts satisfy tokens + separators + pads = sequences * seq_len."
-    flat, lengths, counts = tokenise(texts, tokenizer, total)
+    flat, lengths, counts = tokenise(texts, tokenizer, total, config.isolate_by)
     sequences = pack(flat, lengths, config.seq_len, config.packing, tokenizer.pad_id)
     counts["sequences"] = len(sequences)
-    counts["pads"] = sequences.size - len(flat)
+    counts["pads"] = sequences.size - counts["tokens"] - counts["separators"]
     counts["longer_than_seq_len"] = int((lengths > config.seq_len).sum())
     counts["unknown_rate"] = rounded_ratio(counts["unknown"], counts["tokens"])
     counts["characters_per_token"] = rounded_ratio(counts["characters"], counts["tokens"])
@@ -545,7 +584,7 @@ class StreamWriter:
             self.content = text_digest(self.content + document.text)
         encoded = self.tokenizer.encode_batch([text for _, text in parts])
         for (split, text), ids in zip(parts, encoded):
-            self.packers[split].add([*ids, self.tokenizer.eos_id])
+            self.packers[split].add(with_separator(ids, self.tokenizer, self.config.isolate_by))
             self.counts[split].update(
                 documents=1,
                 tokens=len(ids),

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['BOUNDARIES', 'CUT', 'DocumentLengths', 'Sequences', 'named_split', 'hashed_split', 'wanted_shares', 'wanted_names',
            'longest_whole', 'nearest_boundary', 'cut_shares', 'shared_out', 'shared_rows', 'assign_splits', 'FreeRoom',
-           'first_fit', 'cut_documents', 'fill_bins', 'pack', 'write_sequences', 'read_sequences', 'Shards', 'Batches']
+           'first_fit', 'cut_documents', 'fill_bins', 'pack', 'document_starts', 'apart', 'write_sequences',
+           'read_sequences', 'Shards', 'Batches']
 
 # %% ../../nbs/1_text/06_packing.ipynb #5861f6b4
 import heapq
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..config import DataConfig
@@ -274,6 +276,38 @@ def pack(
         packed[:len(flat)] = flat
         return packed.reshape(-1, size)
     return fill_bins(flat, lengths, size, pad_id)
+
+# %% ../../nbs/1_text/06_packing.ipynb #7ac037c3
+def document_starts(
+    ids: Int[Tensor, "b l"],  # packed sequences
+    end_id: int,  # the separator
+    unit: int,  # documents begin at multiples of so many tokens
+    patch_size: int = 1,  # tokens of a latent; divides `unit`
+) -> Int[Tensor, "b n"]:
+    "Find the latent with which each latent's document begins; a sequence begins with a document or a piece of one."
+    units = ids.unflatten(1, (-1, unit))
+    ended = (units == end_id).any(-1)  # (b, l / unit)
+    begins = F.pad(ended[:, :-1], (1, 0))
+    number = torch.arange(units.shape[1], device=ids.device)
+    first = (number * begins).cummax(1).values
+    latents = unit // patch_size
+    return (latents * first).repeat_interleave(latents, 1)
+
+# %% ../../nbs/1_text/06_packing.ipynb #39b1232d
+def apart(
+    sequences: Sequences,
+    starts: Sequences,  # from `document_starts`
+    pad_id: int,
+) -> Int[np.ndarray, "documents l"]:
+    "Put each document of packed sequences into a sequence of its own."
+    alone = []
+    for row, row_starts in zip(sequences, starts):
+        for first in np.unique(row_starts):
+            document = row[row_starts == first]
+            if (document != pad_id).any():
+                missing = len(row) - len(document)
+                alone.append(np.pad(document, (0, missing), constant_values=pad_id))
+    return np.array(alone, sequences.dtype).reshape(-1, sequences.shape[1])
 
 # %% ../../nbs/1_text/06_packing.ipynb #dde0cf73
 def write_sequences(sequences: Sequences, path: Path) -> None:
