@@ -78,7 +78,8 @@ def each_draw(
     label: str,            # of the progress bar
     first: int = 0,        # number of a text's first draw
 ) -> list[Float[Tensor, "b k"]]:
-    "Measure `samples` draws of every text; `ValueError` as in `check_counts`."
+    "Measure `samples` draws of every text; errors as in `check_counts` and `check_generator`."
+    check_generator(generator)
     check_counts(samples, chunk, len(x))
     number = torch.arange(samples * len(x))          # every text once, then every text again, ...
     measured = []
@@ -115,7 +116,6 @@ def log_weights(
     progress: bool = False,
 ) -> LogWeights:
     "Draw K latents per text and return their log importance weights (Algorithm 1)."
-    check_generator(generator)
     nfe = []
 
     def measure(part, generator):
@@ -309,8 +309,6 @@ def decompose(
     progress: bool = False,
 ) -> Parts:
     "Estimate reconstruction, rate and prior KL, each from draws of its own."
-    check_generator(generator)
-
     def reconstruction(part, generator):
         z, _ = model.infer(part, generator)
         return (model.log_likelihood(part, z),)
@@ -327,7 +325,7 @@ def decompose(
     means = []
     for number, measure in enumerate((reconstruction, rate, prior_kl)):
         first = number * samples
-        (draws,) = each_draw(measure, x, samples, generator, chunk, progress, measure.__name__, first)
+        [draws] = each_draw(measure, x, samples, generator, chunk, progress, measure.__name__, first)
         means.append(draws.mean(1))
     return Parts(*means)
 
