@@ -218,7 +218,6 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _source(self) -> Self:
-        self.refuse_foreign("source", SOURCE_FIELDS)
         if self.source == "text" and not self.path:
             raise ValueError("data.path is empty: source 'text' needs a folder, file or glob")
         if self.source == "hf" and not self.dataset:
@@ -227,6 +226,7 @@ class DataConfig(Config):
             raise ValueError(f"data.data_files is empty: dataset {self.dataset!r} needs a file or glob to read")
         if self.isolate_by and self.seq_len % self.isolate_by:
             raise ValueError(f"data.seq_len={self.seq_len} is not a multiple of data.isolate_by={self.isolate_by}")
+        self.refuse_foreign("source", SOURCE_FIELDS)
         return self
 
     @model_validator(mode="after")

@@ -354,7 +354,8 @@ def test_cached_logits_are_those_of_the_whole_sequence(drawn, patch, batch):
 
 def small_baseline(family):
     torch.manual_seed(0)
-    config = BaselineConfig(family=family, vocab_size=28, width=16, layers=1, heads=2, intermediate=24, d_embed=6, init_std=0.3)
+    own = {"d_embed": 6} if family == "plaid" else {}
+    config = BaselineConfig(family=family, vocab_size=28, width=16, layers=1, heads=2, intermediate=24, init_std=0.3, **own)
     return make_baseline(config).double().eval() if family == "llada" else make_baseline(config).eval()
 
 

@@ -61,6 +61,7 @@ def plain_packed(
     t: Float[Tensor, "b m"],                    # time of each group of n/m noisy latents
     pinned: Bool[Tensor, "b n"] | None = None,  # noisy latents that are clean, at t=0
     block_size: int | None = None,              # None: the configuration's
+    starts: None = None,                        # of isolated documents, which the plain way does not have
 ) -> Float[Tensor, "b n d"]:
     "Compute what `DiT.packed` computes, the plain way."
     n = noisy.shape[1]

@@ -320,8 +320,6 @@ def token_evidence(
 class PlaidNetwork(Baseline):
     "Noised token embeddings to token probabilities; their bound is up to `Plaid`."
     def __init__(self, config: BaselineConfig):
-        if config.tied:
-            raise ValueError("baseline.tied=True: Plaid's embedding has another width than its output matrix")
         super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_size, config.d_embed)
         inputs = config.d_embed * (2 if config.self_condition else 1)
