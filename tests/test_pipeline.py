@@ -273,8 +273,8 @@ def test_numbers_of_params_are_numbers():
     assert re.findall(r"(?<![\w.])\d+e-?\d+", (ROOT / "params.yaml").read_text()) == []
 
 
-def test_default_profile_is_tiny():
-    assert PARAMS["profile"]["name"] == "tiny"
+def test_default_profile_is_quick():
+    assert PARAMS["profile"]["name"] == "quick"
 
 
 def displayed(notebook):

@@ -31,7 +31,7 @@ from colanb.learn.train import main
 from colanb.model.folders import load_model
 from colanb.model.vae import TextVAE
 
-TINY, FOUND = read_params()["profile"], []
+TINY, FOUND = read_params()["tiny"], []
 
 # where in the active profile, the value put there, what the message must say
 PARAMETERS = [
@@ -68,7 +68,7 @@ def recorded():
 
 
 def changed(place, value):
-    "The active profile with one entry changed."
+    "The profile `tiny` with one entry changed."
     profile, *path, last = [deepcopy(TINY), *place.split(".")]
     at = profile
     for step in path: at = at[step]
@@ -108,7 +108,7 @@ def test_an_unknown_profile(): refused("load_profile(name='huge')", lambda: load
 
 
 def test_wrong_arguments(capsys):
-    vae = load_profile().run("tiny").vae.replace(vocab_size=20)
+    vae = load_profile(name="tiny").run("tiny").vae.replace(vocab_size=20)
     refused("K=0", lambda: each_draw(lambda rows, _: (rows,), range(2), 0, torch.Generator(), 5, False, ""), ("samples=0", ">= 1"))
     refused("chunk=0", lambda: each_draw(lambda rows, _: (rows,), range(2), 5, torch.Generator(), 0, False, ""), ("chunk=0", ">= 1"))
     refused("iwae_at(size=0)", lambda: iwae_at(torch.zeros(2, 4), 0), ("size=0", "1..4"))
@@ -118,7 +118,7 @@ def test_wrong_arguments(capsys):
     refused("shares of 1 together", lambda: DataConfig(source="text", path="x", validation=0.5, test=0.5), ("data.validation=0.5", "data.test=0.5", "leave a share"))
     for split in (Testbed("micro").documents, partial(Testbed("micro").items, "lambada")): refused(f"{split} of an unknown split", lambda: split(1, 0, split="dev"), ("split='dev'", "test", "train", "validation"))
     refused("a share of 1", lambda: DataConfig(source="text", path="x", validation=1.0), ("data.validation=1.0", "< 1"))
-    for words, said in ((["run=huge"], "choose from ['study', 'tiny']"), (["run=tiny", "stage=3"], "['prior', 'vae']"), (["run=tiny", "profile=huge"], "choose from"), (["runn=tiny"], "usage"), (["run=tiny", "seed=x"], "usage")):
+    for words, said in ((["run=huge", "profile=tiny"], "choose from ['study', 'tiny']"), (["run=tiny", "profile=tiny", "stage=3"], "['prior', 'vae']"), (["run=tiny", "profile=huge"], "choose from"), (["runn=tiny"], "usage"), (["run=tiny", "seed=x"], "usage")):
         assert main(words) in (1, 2) and said in capsys.readouterr().err
         FOUND.append({"input": f"colanb.learn.train {' '.join(words)}", "message": said, "seconds": 0})
 
