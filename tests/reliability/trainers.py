@@ -24,7 +24,8 @@ CLOCKS = ["seconds", "tokens_per_second"]   # columns of a log that no two runs 
 def run_of(kind, **changes):
     "A run of 24 steps with a checkpoint every 5."
     stage = dict(steps=24, batch_size=8, optimizer="muon", lr=3e-3, warmup=2, lr_end=0.0, log_every=3, eval_every=8, save_every=5, strategy="joint") | changes
-    baseline = dict(family=kind, width=16, heads=2, layers=2, intermediate=24, clean_prefix=0.5) if kind in ("ar", "llada", "plaid") else None
+    own = {} if kind == "ar" else {"clean_prefix": 0.5}
+    baseline = dict(family=kind, width=16, heads=2, layers=2, intermediate=24, **own) if kind in ("ar", "llada", "plaid") else None
     return RunConfig(name=kind, data=DATA, baseline=baseline, stage1=stage, stage2=stage,
                      vae=dict(d_latent=8, width=16, heads=2, encoder_layers=1, decoder_layers=1, ffn_dim=32),
                      dit=dict(d_latent=8, width=32, heads=2, head_dim=16, layers=2, rope_dim=16, block_size=4), flow=dict(clean_prefix=0.5, lambda_mask=0.3))
