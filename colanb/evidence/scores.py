@@ -6,8 +6,8 @@
 __all__ = ['PRONOUNS', 'testbed_of', 'item_files', 'items_of', 'row', 'rows_text', 'score_tasks', 'continue_texts', 'write_texts',
            'is_story', 'judgement_rows', 'judge_texts', 'priced_stories', 'text_nats', 'likeliest_option',
            'rank_options', 'cut_texts', 'Agreement', 'content_mentions', 'agreements', 'agreement_rows', 'adherence',
-           'token_accuracy', 'reconstruction', 'trace_texts', 'Reader', 'reader_of', 'judge_continuations', 'Exam',
-           'exam_of', 'score_sampler', 'measure_settings']
+           'token_accuracy', 'reconstruction', 'trace_texts', 'Reader', 'make_reader', 'reader_of',
+           'judge_continuations', 'Exam', 'exam_of', 'score_sampler', 'measure_settings']
 
 # %% ../../nbs/7_evidence/02_scores.ipynb #1e0b8085
 import copy
@@ -445,8 +445,23 @@ class Reader(NamedTuple):
     judge: AR
     known: set[str]                      # words of the training text
     openings: dict[str, list[Opening]]   # by split
+    book: dict[str, dict[str, list[float]]]   # outcomes of the book's own continuations, by split
 
 # %% ../../nbs/7_evidence/02_scores.ipynb #b6579881
+def make_reader(
+    judge: AR,
+    tokenizer: Tokenizer,
+    known: set[str],
+    asked: dict[str, list[Opening]],   # by split
+) -> Reader:
+    "Put a reader together; the book is judged here, once for all samplers."
+    book = {}
+    for split, chosen in asked.items():
+        rest = [opening.rest for opening in chosen]
+        book[split] = continuation_outcomes(judge, tokenizer, known, chosen, rest)
+    return Reader(judge, known, asked, book)
+
+
 def reader_of(
     tasks: TaskConfig,
     corpus: Corpus,
@@ -459,7 +474,7 @@ def reader_of(
     if tokenizer.backend.to_str() != corpus.tokenizer.backend.to_str():
         raise ValueError(f"tasks.judge={tasks.judge!r} has another tokenizer than the corpus")
     chosen = {split: openings(corpus, tasks.openings, rest=tokens, split=split) for split in ("validation", "test")}
-    return Reader(judge, known_words(corpus), chosen)
+    return make_reader(judge, tokenizer, known_words(corpus), chosen)
 
 # %% ../../nbs/7_evidence/02_scores.ipynb #4b60c0e7
 def judge_continuations(
@@ -473,8 +488,9 @@ def judge_continuations(
     rows = []
     for split, asked in reader.openings.items():
         written = continue_openings(sampler, asked, batch_size)
-        for prefix, texts in {"": written, "book ": [opening.rest for opening in asked]}.items():
-            outcomes = continuation_outcomes(reader.judge, sampler.tokenizer, reader.known, asked, texts)
+        own = continuation_outcomes(reader.judge, sampler.tokenizer, reader.known, asked, written)
+        rest = [opening.rest for opening in asked]
+        for prefix, texts, outcomes in (("", written, own), ("book ", rest, reader.book[split])):
             examples = [sampler.tokenizer.decode(text) for text in texts[:2]]
             for name, values in outcomes.items():
                 unit = "nats/token" if name == "judge_nats" else "proportion"

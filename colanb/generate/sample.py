@@ -373,12 +373,15 @@ def as_prompts(
     return prompts
 
 # %% ../../nbs/4_generate/01_sample.ipynb #19b33211
-def prompt_seeds(prompts: list[str]) -> list[int]:
+def prompt_seeds(
+    prompts: Sequence[str],
+    place: int | str = "prompt",   # what the seeds are for
+) -> list[int]:
     "Compute a seed from each prompt and the number of equal ones before it."
     counts = Counter()
     seeds = []
     for prompt in prompts:
-        own = stream("prompt", prompt, counts[prompt])
+        own = stream(place, prompt, counts[prompt])
         seeds.append(own.initial_seed())
         counts[prompt] += 1
     return seeds

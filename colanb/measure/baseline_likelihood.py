@@ -18,7 +18,7 @@ from torch import Tensor
 from ..config import ODEConfig, stream
 from ..generate.sample import sees_padding
 from .likelihood import likelihood, log_weights
-from .text_likelihood import TextScorer, text_streams
+from .text_likelihood import TextScorer, check_networks, text_streams
 from ..model.baselines import Baseline
 from ..model.cola import ColaDLM
 
@@ -99,8 +99,7 @@ def check_pairs(prompts: list[list[int]], texts: list[list[int]]) -> None:
 
 def check_prior(model: ColaDLM) -> bool:   # whether each text must be scored alone
     "Raise `ValueError` if there is no prior, warn of one that predicts tokens, and tell what the VAE sees."
-    if model.dit is None:
-        raise ValueError("a VAE without a prior gives texts no probability")
+    check_networks(model)
     if model.dit.config.output == "tokens":
         warnings.warn(
             "dit.output='tokens': this flow ends in one latent for each token and has next to no density beside it: "

@@ -9,13 +9,13 @@ __all__ = ['LENGTHS', 'DRAWING', 'OpenModel', 'Request', 'split_pair', 'whole_pa
 
 # %% ../../nbs/6_measure/10_harness.ipynb #eaae6b92
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from ..config import ODEConfig, RunConfig, shipped_models, stream
+from ..config import ODEConfig, RunConfig, shipped_models
 from ..generate.baselines import make_sampler
+from ..generate.sample import prompt_seeds
 from .baseline_likelihood import text_likelihood
 from ..model.baselines import Baseline
 from ..model.cola import ColaDLM
@@ -104,13 +104,7 @@ def cut_at_stop(text: str, stops: list[str]) -> str:
 # %% ../../nbs/6_measure/10_harness.ipynb #11aafd93
 def request_seeds(contexts: Sequence[str], seed: int) -> list[int]:
     "Return a seed for the noise of each request."
-    before = Counter()
-    seeds = []
-    for context in contexts:
-        own = stream(seed, context, before[context])
-        seeds.append(own.initial_seed() % 2**31)
-        before[context] += 1
-    return seeds
+    return [own % 2**31 for own in prompt_seeds(contexts, seed)]
 
 # %% ../../nbs/6_measure/10_harness.ipynb #a61b617d
 OpenModel = tuple[RunConfig, ColaDLM | Baseline, Tokenizer]

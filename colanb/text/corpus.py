@@ -537,20 +537,26 @@ def load_progress(
     return known, packers
 
 # %% ../../nbs/1_text/07_corpus.ipynb #06797af9
-def training_texts(config: DataConfig) -> Iterator[str]:
+def training_texts(
+    config: DataConfig,
+    limit: float,  # of `streamed_limit`
+) -> Iterator[str]:
     "Go through the training texts among the first entries of a source."
-    limit = streamed_limit(config)
     for entry in islice(READERS[config.source](config), TRAINED_ON):
         if isinstance(entry, Document):
             yield from (text for split, text in streamed_parts(entry, config, limit) if split == "train")
 
 # %% ../../nbs/1_text/07_corpus.ipynb #f4342fe1
-def streamed_tokenizer(config: DataConfig, folder: Path) -> Tokenizer:
+def streamed_tokenizer(
+    config: DataConfig,
+    folder: Path,
+    limit: float,  # of `streamed_limit`
+) -> Tokenizer:
     "Open the tokenizer of a streamed corpus; make it if this is a new reading."
     path = folder / "tokenizer.json"
     if not path.exists():
         unfinished = folder / "tokenizer.part"
-        make_tokenizer(config, training_texts(config)).save(unfinished)
+        make_tokenizer(config, training_texts(config, limit)).save(unfinished)
         os.replace(unfinished, path)
     return Tokenizer.load(path)
 
@@ -565,8 +571,8 @@ class StreamWriter:
     ):
         self.config = config
         self.folder = folder
-        self.tokenizer = streamed_tokenizer(config, folder)
-        self.limit = streamed_limit(config)
+        self.limit = streamed_limit(config)   # reads sizes of all files, so once
+        self.tokenizer = streamed_tokenizer(config, folder, self.limit)
         known, self.packers = load_progress(folder, config, self.tokenizer.pad_id)
         self.stream = Stream(config, known["done"], known["position"])
         self.tally = Tally()
