@@ -695,14 +695,18 @@ class Profile(Config):
             raise ValueError(f"{kind} {name!r} is not in profile {self.name!r}: choose from {sorted(entries)}")
         return entries[name]
 
-    def run(self, name: str) -> RunConfig:
-        "Return the validated run `name` with its corpus; unknown names raise `ValueError`."
-        settings = self._entry("run", name, self.runs)
+    def corpus_of(self, name: str) -> str:
+        "Name the corpus that a run outside studies is trained on; raise `ValueError` if it has none."
         trained = self.priors.get(name) or self.vaes.get(name) or self.rivals.get(name) or {}
         corpus = trained.get("corpus")
         if corpus not in self.corpora:
             raise ValueError(f"run {name!r} has corpus {corpus!r}: choose from {sorted(self.corpora)}")
-        data = self.corpora[corpus].model_dump()
+        return corpus
+
+    def run(self, name: str) -> RunConfig:
+        "Return the validated run `name` with its corpus; unknown names raise `ValueError`."
+        settings = self._entry("run", name, self.runs)
+        data = self.corpora[self.corpus_of(name)].model_dump()
         return RunConfig.read({"name": name, "data": data, **settings}, f"runs.{name}")
 
     def sweep(self, slug: str) -> SweepConfig:

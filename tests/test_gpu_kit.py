@@ -13,6 +13,7 @@ import pytest
 
 from colanb.lab import gpu
 from colanb.config import load_profile
+from colanb.evidence.study import keep_rows
 from colanb.release.conformance import TOLERANCE
 from colanb.text.corpus import prepare
 from colanb.learn.train import train_vae
@@ -30,9 +31,10 @@ def pack(tmp_path_factory):
     run = load_profile(name="english").run("english")
     data = run.data.replace(path=str(folder / "texts"), validation=0.2, test=0.1, vocab_size=280, seq_len=64)
     corpus = prepare(data, folder / "tokens/english")
+    prepare(data.replace(seq_len=128), folder / "tokens/short")
     stage = run.stage1.replace(steps=2, batch_size=2, warmup=0, eval_every=2, save_every=2)
     train_vae(run.replace(data=data, stage1=stage), corpus, folder / "vaes/english/0", seed=0, scratch=folder / "scratch")
-    for path in (folder / "tokens/english").glob("*.arrow"):
+    for path in (folder / "tokens").glob("*/*.arrow"):
         path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()
     return folder
@@ -47,13 +49,13 @@ def kit(pack, out, parts, **more):
 
 def merge(folder, place):
     "Run .ci/gpu-merge into another place."
-    command = [sys.executable, ROOT / ".ci/gpu-merge", folder, "--records", place / "records", "--runs", place / "runs"]
+    command = [sys.executable, ROOT / ".ci/gpu-merge", folder, "--records", place / "records", "--runs", place / "runs", "--resume", place / "resume"]
     return subprocess.run(command, capture_output=True, text=True)
 
 
 def test_dry_run_does_every_part_and_is_not_merged(pack, tmp_path):
-    parts = ["steps", "backends", "speed", "generation", "conformance", "train.english_2", "ladder"]
-    done = kit(pack, tmp_path / "out", "steps+backends,speed,generation,conformance+train.english_2+ladder")
+    parts = ["steps", "backends", "speed", "generation", "conformance", "train.english_2", "train.short_judge", "campaign"]
+    done = kit(pack, tmp_path / "out", "steps+backends,speed,generation,conformance+train.english_2+train.short_judge,campaign")
     assert done.returncode == 0, done.stdout + done.stderr
     records = json.loads((tmp_path / "out/results.json").read_text())
     assert set(records) == set(parts)
@@ -63,7 +65,10 @@ def test_dry_run_does_every_part_and_is_not_merged(pack, tmp_path):
     assert max(records["backends"]["tiles"]["worst"][key] for key in ("output", "gradient")) < TOLERANCE
     assert all(records["conformance"][name]["ok"] for name in ("released_layout", "other_branches"))
     assert max(records["steps"]["compiled"].values()) < TOLERANCE
-    assert records["train.english_2"]["steps"] == 6 and len(records["ladder"]["rows"]) == 2
+    assert records["train.english_2"]["steps"] == 6
+    units = records["campaign"]["units"]
+    assert len(units) == records["campaign"]["planned"] == len(load_profile(name="english").studies)
+    with zipfile.ZipFile(tmp_path / "out/campaign.zip") as packed: assert len(packed.namelist()) == len(units)
     assert records["speed"]["training"][0]["mfu"]["median"] > 0 and len(records["generation"]["rows"]) == 8
     with zipfile.ZipFile(tmp_path / "out/english_2.zip") as packed: assert {"dit.safetensors", "vae.safetensors", "run.json", "tokenizer.json"} <= set(packed.namelist())
     merged = merge(tmp_path / "out", tmp_path)
@@ -73,10 +78,10 @@ def test_dry_run_does_every_part_and_is_not_merged(pack, tmp_path):
 
 def test_a_part_that_fails_and_one_that_is_late_are_reported(tmp_path):
     "Nothing was recorded, so there is nothing to conform to; the other part's process sleeps before it begins."
-    (tmp_path / "sitecustomize.py").write_text("import sys, time\nif 'ladder@1' in sys.orig_argv: time.sleep(100)\n")
-    done = kit(tmp_path, tmp_path / "out", "conformance+ladder@1", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    (tmp_path / "sitecustomize.py").write_text("import sys, time\nif 'speed@1' in sys.orig_argv: time.sleep(100)\n")
+    done = kit(tmp_path, tmp_path / "out", "conformance+speed@1", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "conformance          failed" in done.stdout and "ladder@1             out of time" in done.stdout
+    assert "conformance          failed" in done.stdout and "speed@1              out of time" in done.stdout
     assert gpu.reasons(json.loads((tmp_path / "out/results.json").read_text())) == ["no recorded outputs were packed"]
 
 
@@ -88,21 +93,18 @@ def test_unknown_parts_are_refused_before_anything_runs(tmp_path, capsys):
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_ladder_keeps_what_it_has_when_it_is_ended(pack, tmp_path, monkeypatch):
-    for path in (pack / "tokens/english").glob("*.gz"): path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
-    whole, trained = gpu.train_packed, []
+def test_a_campaign_that_is_ended_keeps_what_it_has(tmp_path, monkeypatch):
+    "Units are files of numbers here; the campaign is ended after the second."
+    def ended(units, profile, place, workers, seconds, report):
+        for i in range(2):
+            keep_rows(place.rows / f"study-english-{units[0].study}-0/{i}.json", [{"metric": "flops", "value": i}])
+            report([{"study": units[0].study, "index": i} for i in range(i + 1)])
+        raise KeyboardInterrupt
 
-    def ended(run, *given):
-        "The second training is ended from outside."
-        trained.append(run.stage2.steps)
-        if len(trained) == 2: raise KeyboardInterrupt
-        return whole(run, *given)
-
-    monkeypatch.setattr(gpu, "train_packed", ended)
-    with pytest.raises(KeyboardInterrupt): gpu.run_one("ladder", gpu.Setup("cpu", True, pack, tmp_path, 100.0))
-    record = json.loads((tmp_path / "ladder.json").read_text())
-    assert [row["steps"] for row in record["rows"]] == trained[:1] and len(record["shares"]) == 2
-    assert record["part"] == "ladder" and all(row["tokens"] for row in record["rows"])
+    monkeypatch.setattr(gpu, "run_campaign", ended)
+    with pytest.raises(KeyboardInterrupt): gpu.run_one("campaign", gpu.Setup("cpu", True, tmp_path / "pack", tmp_path, 100.0))
+    assert len(json.loads((tmp_path / "campaign.json").read_text())["units"]) == 2
+    with zipfile.ZipFile(tmp_path / "campaign.zip") as packed: assert sorted(packed.namelist()) == [f"study-english-recipes-0/{i}.json" for i in range(2)]
 
 
 def test_records_and_models_of_a_card_come_home(tmp_path):
@@ -113,8 +115,10 @@ def test_records_and_models_of_a_card_come_home(tmp_path):
     (tmp_path / "out/results.json").write_text(json.dumps(records))
     for name in ("small", "dry"):
         with zipfile.ZipFile(tmp_path / f"out/{name}.zip", "w") as packed: packed.writestr("run.json", "{}")
+    with zipfile.ZipFile(tmp_path / "out/campaign.zip", "w") as packed: packed.writestr("study-english-recipes-0/a.json", "[]")
     done = merge(tmp_path / "out", tmp_path)
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "resume/study-english-recipes-0/a.json").read_text() == "[]"
     assert {path.name: json.loads(path.read_text()) for path in (tmp_path / "records").iterdir()} == {f"{name}.json": records[name] for name in ("steps", "train.small")}
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["small"] and (tmp_path / "runs/small/0/run.json").exists()
     assert merge(tmp_path / "none", tmp_path).returncode == 2

@@ -6,8 +6,8 @@
 __all__ = ['PRONOUNS', 'testbed_of', 'item_files', 'items_of', 'row', 'rows_text', 'score_tasks', 'continue_texts', 'write_texts',
            'is_story', 'judgement_rows', 'judge_texts', 'priced_stories', 'text_nats', 'likeliest_option',
            'rank_options', 'cut_texts', 'Agreement', 'content_mentions', 'agreements', 'agreement_rows', 'adherence',
-           'token_accuracy', 'reconstruction', 'trace_texts', 'Reader', 'make_reader', 'reader_of',
-           'judge_continuations', 'Exam', 'exam_of', 'score_sampler', 'measure_settings']
+           'token_accuracy', 'reconstruction', 'trace_texts', 'Reader', 'make_reader', 'reader_of', 'continuation_rows',
+           'book_rows', 'judge_continuations', 'Exam', 'exam_of', 'score_sampler', 'measure_settings']
 
 # %% ../../nbs/7_evidence/02_scores.ipynb #1e0b8085
 import copy
@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 from ..config import DataConfig, Profile, ROOT, RunConfig, SampleConfig, StudyConfig, SweepConfig, TaskConfig
-from ..config import nan_to_null, stream
+from ..config import nan_to_null, pick_device, stream
 from ..generate.baselines import make_sampler
 from ..generate.sample import Sampler, TextSampler
 from ..learn.path import interpolate
@@ -470,13 +470,35 @@ def reader_of(
     "Open the judge of `tasks.judge`; `ValueError` if it reads other tokens than the corpus has."
     if tasks.judge is None:
         return None
-    _, judge, tokenizer = open_model(ROOT / tasks.judge)
+    _, judge, tokenizer = open_model(ROOT / tasks.judge, pick_device())
     if tokenizer.backend.to_str() != corpus.tokenizer.backend.to_str():
         raise ValueError(f"tasks.judge={tasks.judge!r} has another tokenizer than the corpus")
     chosen = {split: openings(corpus, tasks.openings, rest=tokens, split=split) for split in ("validation", "test")}
     return make_reader(judge, tokenizer, known_words(corpus), chosen)
 
 # %% ../../nbs/7_evidence/02_scores.ipynb #4b60c0e7
+def continuation_rows(
+    outcomes: dict[str, list[float]],   # of `continuation_outcomes`
+    seed: int,
+    setting: dict,
+    prefix: str = "",                   # before the names of metrics
+    **more: Any,                        # further columns
+) -> list[dict]:
+    "Make a row for each thing measured of continuations."
+    rows = []
+    for name, values in outcomes.items():
+        unit = "nats/token" if name == "judge_nats" else "proportion"
+        rows.append(row(seed, setting, prefix + name, values, unit, **more))
+    return rows
+
+def book_rows(reader: Reader, seed: int, setting: dict) -> list[dict]:
+    "Report what the book's own continuations score: `book` stands before the metrics' names."
+    rows = []
+    for split, outcomes in reader.book.items():
+        rows += continuation_rows(outcomes, seed, {**setting, "split": split}, "book ")
+    return rows
+
+# %% ../../nbs/7_evidence/02_scores.ipynb #1f67996e
 def judge_continuations(
     reader: Reader,
     sampler: TextSampler,
@@ -484,18 +506,13 @@ def judge_continuations(
     seed: int,
     setting: dict,
 ) -> list[dict]:
-    "Continue held-out openings and measure what was written, and what the book says."
+    "Continue held-out openings and measure what was written."
     rows = []
     for split, asked in reader.openings.items():
         written = continue_openings(sampler, asked, batch_size)
-        own = continuation_outcomes(reader.judge, sampler.tokenizer, reader.known, asked, written)
-        rest = [opening.rest for opening in asked]
-        for prefix, texts, outcomes in (("", written, own), ("book ", rest, reader.book[split])):
-            examples = [sampler.tokenizer.decode(text) for text in texts[:2]]
-            for name, values in outcomes.items():
-                unit = "nats/token" if name == "judge_nats" else "proportion"
-                place = {**setting, "split": split}
-                rows.append(row(seed, place, prefix + name, values, unit, examples=examples))
+        outcomes = continuation_outcomes(reader.judge, sampler.tokenizer, reader.known, asked, written)
+        examples = [sampler.tokenizer.decode(text) for text in written[:2]]
+        rows += continuation_rows(outcomes, seed, {**setting, "split": split}, examples=examples)
     return rows
 
 # %% ../../nbs/7_evidence/02_scores.ipynb #81257b49
