@@ -54,8 +54,8 @@ def merge(folder, place):
 
 
 def test_dry_run_does_every_part_and_is_not_merged(pack, tmp_path):
-    parts = ["steps", "backends", "speed", "generation", "conformance", "train.english_2", "train.short_judge", "campaign"]
-    done = kit(pack, tmp_path / "out", "steps+backends,speed,generation,conformance+train.english_2+train.short_judge,campaign")
+    parts = ["steps", "backends", "speed", "generation", "graphs", "conformance", "train.english_2", "train.short_judge", "campaign"]
+    done = kit(pack, tmp_path / "out", "steps+backends,speed,generation+graphs,conformance+train.english_2+train.short_judge,campaign")
     assert done.returncode == 0, done.stdout + done.stderr
     records = json.loads((tmp_path / "out/results.json").read_text())
     assert set(records) == set(parts)
@@ -69,7 +69,9 @@ def test_dry_run_does_every_part_and_is_not_merged(pack, tmp_path):
     units = records["campaign"]["units"]
     assert len(units) == records["campaign"]["planned"] == len(load_profile(name="english").studies)
     with zipfile.ZipFile(tmp_path / "out/campaign.zip") as packed: assert len(packed.namelist()) == len(units)
-    assert records["speed"]["training"][0]["mfu"]["median"] > 0 and len(records["generation"]["rows"]) == 8
+    assert records["speed"]["training"][0]["mfu"]["median"] > 0 and len(records["generation"]["rows"]) == 14
+    assert sum(row["way"].endswith(", graphs") for row in records["generation"]["rows"]) == 6
+    assert records["graphs"]["cases"] == 24 and records["graphs"]["worst"]["fp32"] < TOLERANCE
     with zipfile.ZipFile(tmp_path / "out/english_2.zip") as packed: assert {"dit.safetensors", "vae.safetensors", "run.json", "tokenizer.json"} <= set(packed.namelist())
     merged = merge(tmp_path / "out", tmp_path)
     assert merged.returncode == 0, merged.stderr

@@ -643,7 +643,7 @@ def test_dit_guided_is_two_passes(prediction, skip):
         time = dit.tabulate(torch.tensor([0.0, 0.4]))
         for held in (None, pinned):
             given = time._replace(index=torch.ones(3, 1, dtype=torch.long), pinned=held)
-            under, single = dit.guided(z, 0.4, given, cache, alone)
+            under, single = dit.guided(z, torch.full((3, 1), 0.4), given, cache, alone)
             times = torch.full((3, 3), 0.4) if held is None else torch.where(held, 0.0, 0.4)
             close(
                 under,

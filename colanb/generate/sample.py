@@ -4,23 +4,26 @@
 
 # %% auto #0
 __all__ = ['OnStep', 'OnDraft', 'solver_step', 'fresh_step', 'renoise', 'solver_times', 'SolverStep', 'solver_steps',
-           'solver_table', 'Prefix', 'sees_padding', 'encode_prompts', 'BlockField', 'hold_prefix', 'transport_block',
-           'filter_logits', 'choose_tokens', 'as_prompts', 'prompt_seeds', 'as_seeds', 'noise_stream', 'Generation',
-           'BlockState', 'begin_states', 'unfinished', 'Watchers', 'TextSampler', 'Sampler']
+           'solver_table', 'Prefix', 'sees_padding', 'encode_prompts', 'BlockField', 'record_graph', 'Replay',
+           'hold_prefix', 'transport_block', 'filter_logits', 'choose_tokens', 'as_prompts', 'prompt_seeds', 'as_seeds',
+           'noise_stream', 'Generation', 'BlockState', 'begin_states', 'unfinished', 'Watchers', 'TextSampler',
+           'Sampler']
 
 # %% ../../nbs/4_generate/01_sample.ipynb #cf328573
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
+from functools import lru_cache, partial
 from itertools import takewhile
 from operator import index as whole_number
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import SampleConfig, stream
@@ -207,16 +210,29 @@ class BlockField:
         self.cache = cache
         self.scale = guidance_scale
         self.time = table._replace(pinned=pinned)
+        self.times = torch.tensor(times[::-1], device=cache.length.device)
         self.row_of = {t: i for i, t in enumerate(reversed(times))}     # in the table
         with_history = [i for i, length in enumerate(cache.past) if length]
         guided = with_history if guidance_scale != 1.0 else []
         self.alone = torch.tensor(guided, dtype=torch.long, device=cache.length.device)
+        self.key = (cache, tuple(guided))   # fields of a generation that are equal in it compute by the same kernels
 
     def __call__(self, z: Float[Tensor, "b s d"], t: float) -> Float[Tensor, "b s d"]:
         "Evaluate the guided velocity at one of the solver's times."
-        index = torch.full((len(z), 1), self.row_of[t], device=z.device)
-        time = self.time._replace(index=index)
-        velocities = self.dit.guided(z, t, time, self.cache, self.alone)
+        return self.velocity(*self.inputs(z, t))
+
+    def inputs(self, z: Float[Tensor, "b s d"], t: float) -> tuple[Tensor, Tensor]:
+        "Return the inputs of `velocity`."
+        row = torch.full((len(z), 1), self.row_of[t], device=z.device)
+        return z, row
+
+    def velocity(self,
+        z: Float[Tensor, "b s d"],
+        row: Int[Tensor, "b 1"],    # of the time in the table
+    ) -> Float[Tensor, "b s d"]:
+        "Evaluate the guided velocity; all that changes from call to call are the numbers in tensors."
+        time = self.time._replace(index=row)
+        velocities = self.dit.guided(z, self.times[row], time, self.cache, self.alone)
         conditional, alone = (v.to(z.dtype) for v in velocities)
         if len(self.alone) == 0:
             return conditional
@@ -224,6 +240,98 @@ class BlockField:
             return torch.lerp(alone, conditional, self.scale)
         guided = torch.lerp(alone, conditional[self.alone], self.scale)
         return conditional.index_copy(0, self.alone, guided)
+
+# %% ../../nbs/4_generate/01_sample.ipynb #d41c6bf3
+def _autocast_type(device: str) -> torch.dtype | None:   # device as in `torch.autocast`
+    "Tell which type autocast computes in; None: autocast is off."
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+@contextmanager
+def _cast_linears(module: nn.Module, dtype: torch.dtype | None) -> Iterator[list[Tensor]]:
+    "Let the linear maps hold weights of this type for a while; None: leave them."
+    linears = [part for part in module.modules() if isinstance(part, nn.Linear)] if dtype else []
+    own = [dict(linear._parameters) for linear in linears]
+    cast = []
+    try:
+        for linear, weights in zip(linears, own):
+            for name, weight in weights.items():
+                if weight is not None and weight.dtype != torch.float64:   # autocast leaves float64 as it is
+                    linear._parameters[name] = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+                    cast.append(linear._parameters[name])
+        yield cast
+    finally:
+        for linear, weights in zip(linears, own):
+            linear._parameters.update(weights)
+
+# %% ../../nbs/4_generate/01_sample.ipynb #bd9b0cef
+@lru_cache
+def _side_stream(device: torch.device) -> "torch.cuda.Stream":
+    "Make the stream that passes are recorded on; one, because libraries keep a workspace for each."
+    return torch.cuda.Stream(device)
+
+def _run_graph(
+    graph: "torch.cuda.CUDAGraph",
+    output: Float[Tensor, "b s d"],
+    weights: list[Tensor],             # not used here, but they must live as long as the graph
+) -> Float[Tensor, "b s d"]:
+    "Run a graph and return where its output is."
+    graph.replay()
+    return output
+
+def record_graph(
+    field: BlockField,
+    inputs: list[Tensor],   # of `BlockField.velocity`: read at each run
+) -> Callable[[], Tensor]:  # runs the graph
+    "Record a velocity as a CUDA graph."
+    side = _side_stream(inputs[0].device)
+    side.wait_stream(torch.cuda.current_stream())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(side), _cast_linears(field.dit, _autocast_type("cuda")) as weights:
+        field.velocity(*inputs)
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            output = field.velocity(*inputs)
+        finally:
+            graph.capture_end()
+    torch.cuda.current_stream().wait_stream(side)
+    return partial(_run_graph, graph, output, weights)
+
+# %% ../../nbs/4_generate/01_sample.ipynb #6f53e4d9
+class Replay:
+    "Evaluates the velocities of a generation by running again what was recorded."
+
+    def __init__(self,
+        record: Callable[[BlockField, list[Tensor]], Callable[[], Tensor]] = record_graph,
+    ):
+        self.record = record
+        self.key = None
+        self.recordings = 0
+        self.kept: list[Tensor] = []   # inputs of the recording
+        self.run = None
+
+    def __call__(self,
+        field: BlockField,         # its cache is `whole`
+        z: Float[Tensor, "b s d"],
+        t: float,
+    ) -> Float[Tensor, "b s d"]:
+        "Evaluate the guided velocity at one of the solver's times."
+        inputs = field.inputs(z, t)
+        if field.time.pinned is not None:
+            return field.velocity(*inputs)
+        key = (*field.key, _autocast_type(z.device.type))
+        if key != self.key:
+            self._begin(field, inputs, key)
+        for kept, new in zip(self.kept, inputs):
+            kept.copy_(new)
+        return self.run().clone()   # the next run overwrites it
+
+    def _begin(self, field: BlockField, inputs: tuple[Tensor, ...], key: tuple) -> None:
+        "Record anew."
+        self.key = self.run = None   # an earlier graph gives its memory back; a recording that fails leaves none
+        self.kept = [x.clone() for x in inputs]
+        self.run = self.record(field, self.kept)
+        self.recordings += 1
+        self.key = key
 
 # %% ../../nbs/4_generate/01_sample.ipynb #a6a468e1
 def hold_prefix(
@@ -264,6 +372,21 @@ def _integrate(
             on_step(t_next, held(z, t_next))
     return held(z, 0.0)
 
+# %% ../../nbs/4_generate/01_sample.ipynb #039207cb
+def _evaluator(
+    dit: DiT,
+    cache: KVCache,
+    pinned: Bool[Tensor, "b s"] | None,   # latents that are held clean
+    guidance_scale: float,
+    config: SampleConfig,
+    table: Times | None,
+    replay: Replay | None,
+) -> Callable[[Tensor, float], Tensor]:   # (z, t) -> dz/dt
+    "Choose how the velocity of a block is evaluated: pass by pass, or by what was recorded."
+    table = table or solver_table(dit, config)
+    field = BlockField(dit, cache, solver_times(config), table, pinned, guidance_scale)
+    return partial(replay, field) if replay else field
+
 # %% ../../nbs/4_generate/01_sample.ipynb #ad5e70b8
 def transport_block(
     dit: DiT,
@@ -276,19 +399,19 @@ def transport_block(
     noises: Callable[[str], Tensor],          # place -> fresh noise like z, a stream per sample
     on_step: Callable[[float, Tensor], None] | None = None,
     table: Times | None = None,               # `solver_table`; None: made here
+    replay: Replay | None = None,             # evaluates the velocity; None: pass by pass
 ) -> Float[Tensor, "b s d"]:
     "Carry one block from noise to data (Eq 3.20-3.21)."
-    times = solver_times(config)
     hold = bool(pinned.any())
     repaint = hold and config.first_block == "repaint"
     clean = pinned if hold and not repaint else None
-    field = BlockField(dit, cache, times, table or solver_table(dit, config), clean, guidance_scale)
+    evaluate = _evaluator(dit, cache, clean, guidance_scale, config, table, replay)
 
     def held(block, t):
         return hold_prefix(block, known, pinned, t, z, config) if hold else block
 
     def velocity(block, t):
-        return field(held(block, t), t)
+        return evaluate(held(block, t), t)
 
     rounds = config.repaint_rounds if repaint else 1
     return _integrate(velocity, held, z, solver_steps(dit, config), rounds, config, noises, on_step)
@@ -517,6 +640,17 @@ class TextSampler(ABC):
         history = torch.tensor([*state.tokens, *fixed], dtype=torch.long, device=device)
         return choose_tokens(logits, history, self.config, generator)
 
+    def choose_all(self,
+        states: list[BlockState],
+        logits: Float[Tensor, "b l v"],
+        k: int,                         # number of the block
+    ) -> list[list[int]]:
+        "Choose the next tokens of all states, and wait for the device only once."
+        if self.config.temperature == 0 and self.config.repetition_penalty == 1.0:
+            return logits.argmax(-1).tolist()
+        chosen = [self.choose_for(state, own, k) for state, own in zip(states, logits)]
+        return torch.stack(chosen).tolist()
+
     def stopped(self, state: BlockState) -> bool:
         "Whether a state has enough tokens, an end of text, or (if asked for) a newline after a word."
         new = state.tokens[state.offset:]
@@ -555,12 +689,14 @@ class _LiveBatch:
         prefix: Prefix,
         dit_cache: KVCache,
         decoder_cache: KVCache,
+        replay: Replay | None = None,
     ):
         self.states = list(states)
         self.dit_cache = dit_cache
         self.decoder_cache = decoder_cache
         self.known = prefix.known       # latents of the next block that are known
         self.pinned = prefix.pinned     # which ones these are
+        self.replay = replay
 
     def keep(self, rows: list[int]) -> None:
         "Let all other samples leave."
@@ -583,8 +719,10 @@ class _LatentSampler(TextSampler):
         dit: DiT | None,         # None, as in a model of stage 1: `ValueError`
         tokenizer: Tokenizer,
         config: SampleConfig = SampleConfig(),
+        graphs: bool | None = None,   # use CUDA graphs; None: no. On a CPU they change the cache alone
     ):
         super().__init__(tokenizer, config)
+        self.graphs = bool(graphs)
         if dit is None:
             raise ValueError(
                 "a VAE without a prior cannot generate: it is of stage 1, where no dit.safetensors is written")
@@ -624,6 +762,7 @@ class _LatentSampler(TextSampler):
             self.dit(history, history.new_zeros(batch, 1), dit_cache)
             self._prefill_decoder(prefix, decoder_cache)
         dit_cache.length = prefix.blocks * size
+        dit_cache.whole = self.graphs
         decoder_cache.length = prefix.blocks * size
         return dit_cache, decoder_cache
 
@@ -649,9 +788,9 @@ class _LatentSampler(TextSampler):
         k: int,                        # number of the block
     ) -> None:
         "Append a block's latents and tokens to its states and mark those that have stopped."
-        logits = self.decode(z, cache)
-        for state, own_logits, latents in zip(states, logits, z):
-            state.tokens += self.choose_for(state, own_logits, k).tolist()
+        chosen = self.choose_all(states, self.decode(z, cache), k)
+        for state, tokens, latents in zip(states, chosen, z):
+            state.tokens += tokens
             state.latents.append(latents)
             if k == 0 and not self.release:
                 self._pass_filler(state)
@@ -689,7 +828,7 @@ class Sampler(_LatentSampler):
         states, prefix = self._begin(prompts, seeds)
         rounds = self._rounds(prefix)
         capacity = (int(prefix.blocks.max()) + rounds) * self.dit.config.block_size
-        batch = _LiveBatch(states, prefix, *self.prefill(prefix, capacity))
+        batch = _LiveBatch(states, prefix, *self.prefill(prefix, capacity), self.replay())
         table = solver_table(self.dit, self.config)
         for k in range(rounds):
             z = self._transport(batch, k, table, watch)
@@ -698,6 +837,11 @@ class Sampler(_LatentSampler):
             if k + 1 == rounds or not unfinished(batch.states):
                 return
             self._remember(batch, z)
+
+    def replay(self) -> Replay | None:
+        "Make what replays the passes of one generation; None: each pass is launched by itself."
+        on_card = self.dit.input.weight.is_cuda
+        return Replay() if self.graphs and on_card else None
 
     def _begin(self, prompts: list[str], seeds: list[int] | None) -> tuple[list[BlockState], Prefix]:
         "Encode the prompts and make their states."
@@ -745,6 +889,7 @@ class Sampler(_LatentSampler):
             noises,
             watched if watch else None,
             table,
+            batch.replay,
         )
 
     def _remember(self, batch: _LiveBatch, z: Float[Tensor, "b s d"]) -> None:

@@ -24,6 +24,7 @@ class KVCache:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
+        self.whole = False   # let no shape and no address depend on the past
         self.keys = torch.zeros(layers, batch, heads, capacity, head_dim, device=device, dtype=dtype)
         self.values = torch.zeros_like(self.keys)
         self.length = torch.zeros(batch, dtype=torch.long, device=device)
@@ -37,6 +38,11 @@ class KVCache:
     def length(self, value: Int[Tensor, "b"]) -> None:
         self._length = value
         self.past = value.tolist()   # as plain numbers too, so that no layer waits for the device
+
+    @property
+    def capacity(self) -> int:
+        "Latents that each sample can hold."
+        return self.keys.shape[3]
 
     @property
     def even(self) -> bool:
@@ -56,13 +62,15 @@ class KVCache:
     ) -> tuple[Tensor, Tensor]:
         "Write behind the past and return all keys and values up to the longest sample's end; `ValueError` if full."
         end = max(self.past) + k.shape[2]
-        capacity = self.keys.shape[3]
+        capacity = self.capacity
         if end > capacity:
             raise ValueError(f"cache holds {capacity} latents, {end} are needed")
         keys = self.keys[layer]
         values = self.values[layer]
         self._write(keys, k)
         self._write(values, v)
+        if self.whole:
+            return keys, values
         return keys[:, :, :end], values[:, :, :end]
 
     def _write(self,
@@ -71,12 +79,12 @@ class KVCache:
     ) -> None:
         "Write new keys or values behind the past of each sample."
         n = new.shape[2]
-        if self.even:
+        if self.even and not self.whole:
             start = self.past[0]
             stored[:, :, start:start + n] = new
         else:
             sample = torch.arange(len(self.past), device=new.device)[:, None]
-            stored[sample, :, self.positions(n)] = new.transpose(1, 2)
+            stored[sample, :, self.positions(n)] = new.transpose(1, 2).to(stored.dtype)   # autocast's type is another
 
     def mask(self,
         n: int,                   # new latents
@@ -84,13 +92,14 @@ class KVCache:
     ) -> Bool[Tensor, "b n m"] | None:
         "Build the visibility of past and new latents for the `n` new ones; None if they see everything."
         longest = max(self.past)
-        size = block_size or longest + n
+        reach = self.capacity if self.whole else longest + n
+        size = block_size or reach
         one_block = (longest + n - 1) // size <= longest // size   # all new latents are in it
-        if self.even and one_block:
+        if self.even and one_block and not self.whole:
             return None
         position = self.positions(n)[..., None]
         end = (self.length + n)[:, None, None]
-        key = torch.arange(longest + n, device=position.device)
+        key = torch.arange(reach, device=position.device)
         block_causal = key // size <= position // size
         return block_causal & (key < end)
 
@@ -98,13 +107,18 @@ class KVCache:
         n: int,   # latents that were written behind the past
     ) -> None:
         "Make them part of the past."
-        self.length = self.length + n
+        if self.whole:
+            self._length += n   # in place: a graph reads it here
+        else:
+            self._length = self._length + n
+        self.past = [past + n for past in self.past]
 
     def select(self,
         rows: list[int],   # samples that stay
     ) -> "KVCache":
         "Copy the cache of some of the samples."
         chosen = object.__new__(KVCache)
+        chosen.whole = self.whole
         chosen.keys = self.keys[:, rows]
         chosen.values = self.values[:, rows]
         chosen.length = self.length[rows]

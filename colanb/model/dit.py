@@ -254,7 +254,7 @@ class DiT(DiTNetwork):
 
     def guided(self,
         z: Float[Tensor, "b s d"],   # one block of each sample
-        t: float,
+        t: Float[Tensor, "b 1"],     # its time; a tensor, as all that changes from step to step (`Replay`)
         time: Times,                 # tables; index (b, 1) and `pinned` at t=0 already in place
         cache: KVCache,
         alone: Int[Tensor, "u"],     # samples that are also wanted without their history
@@ -265,7 +265,7 @@ class DiT(DiTNetwork):
         sight = cache.mask(s, self.config.block_size)
         z = z[sample]
         time = time.select(sample)
-        each_t = torch.full((len(sample), 1), t, device=z.device)
+        each_t = t[sample]
         if time.pinned is not None:
             each_t = torch.where(time.pinned, 0.0, each_t)
         raw = self.raw(z, time, positions, sight, cache)
