@@ -21,8 +21,10 @@ from tqdm import tqdm
 
 from ..config import DiTConfig, Profile, ROOT, RunConfig
 from .probes import Moment, PROBES
-from .scores import Exam, adherence, book_rows, exam_of, measure_settings, reconstruction, row, rows_text, score_sampler
-from ..generate.sample import Sampler
+from colanb.evidence.scores import (
+    Exam, adherence, book_rows, exam_of, measure_settings, reconstruction, row, rows_text, score_sampler,
+)
+from ..generate.sample import Sampler, TextSampler
 from ..learn.checkpoint import write_atomically
 from ..learn.train import STAGE1_FLOW, train_baseline, train_prior, train_vae
 from ..measure.cost import flops_per_token, training_flops
@@ -118,7 +120,7 @@ class Watch:
         settings = self.study.settings if last else [{}]
         book = book_rows(self.exam.reader, self.seed, setting) if last and self.exam.reader else []
 
-        def measure(sampler: Sampler, changes: dict) -> list[dict]:
+        def measure(sampler: TextSampler, changes: dict) -> list[dict]:
             return score_sampler(self.exam, sampler, self.seed, {**setting, **changes})
 
         return book + measure_settings(self.run, model, self.corpus.tokenizer, settings, measure)
