@@ -125,6 +125,11 @@ def test_records_and_models_of_a_card_come_home(tmp_path):
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["small"] and (tmp_path / "runs/small/0/run.json").exists()
     assert merge(tmp_path / "none", tmp_path).returncode == 2
 
+    records["steps"] |= {"compiled": {"error": "no memory"}}
+    (tmp_path / "out/results.json").write_text(json.dumps({"steps": records["steps"]}))
+    assert "steps: failed, the earlier record stays: no memory" in merge(tmp_path / "out", tmp_path).stdout
+    assert "compiled" not in json.loads((tmp_path / "records/steps.json").read_text())
+
 
 def test_figure_judges_conformance_by_the_bound_of_a_cpu():
     "The figure's notebook does not import the networks, so its bound is written there."

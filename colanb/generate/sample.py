@@ -307,6 +307,7 @@ class Replay:
         self.key = None
         self.recordings = 0
         self.kept: list[Tensor] = []   # inputs of the recording
+        self.field = None              # what else it reads: a graph keeps no tensor alive
         self.run = None
 
     def __call__(self,
@@ -329,6 +330,7 @@ class Replay:
         "Record anew."
         self.key = self.run = None   # an earlier graph gives its memory back; a recording that fails leaves none
         self.kept = [x.clone() for x in inputs]
+        self.field = field
         self.run = self.record(field, self.kept)
         self.recordings += 1
         self.key = key
