@@ -319,6 +319,7 @@ class DiTConfig(Config):
     next_head: bool = False             # training only: predict the next block's tokens from the clean copy
     vocab_size: int | None = Field(None, gt=1)   # rows of the tables of tokens; filled in from the VAE
     tokens_per_latent: Count = 1        # tokens that next_head predicts for a latent; filled in from the VAE
+    self_condition: Share = 0.0         # share of training steps in which the network sees its own first guess
 
     @model_validator(mode="after")
     def _shapes(self) -> Self:

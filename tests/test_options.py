@@ -17,6 +17,7 @@ from colanb.model.cola import ColaDLM
 from colanb.model.folders import load_model
 from colanb.generate.sample import transport_block
 from colanb.learn.train import train_vae
+from colanb.measure.cost import flops_per_token
 
 VAE = VAEConfig(vocab_size=30, d_latent=8, width=32, heads=4, encoder_layers=1, decoder_layers=1, ffn_dim=64)
 DIT = DiTConfig(d_latent=8, width=32, heads=4, head_dim=8, layers=2, rope_dim=8, block_size=4, zero_init=False)
@@ -248,3 +249,92 @@ def test_all_options_train_load_and_generate(trained_vae, tmp_path, precision):
         made = make_sampler(each, tokenizer, stored.sampling()).generate(["", "Once"], [3, 4])
         assert all(torch.isfinite(g.latents).all() and 0 < len(g.latents) for g in made)
     with pytest.raises(ValueError, match="dit_ema"): load_model(vae, ema=True)
+
+
+def guessing(model):
+    "The map of a guess starts at zero; here it says something."
+    torch.nn.init.normal_(model.dit.guess.weight, generator=stream("guess"))
+    return model
+
+
+@pytest.mark.parametrize("changes", [{}, TOKENS, dict(skip=True)])
+def test_first_guess_is_a_pass_without_gradients_that_the_second_sees(changes):
+    (ids, valid), flow = batch(), FlowConfig(clean_prefix=0.6, lambda_ce=0.7 if changes == TOKENS else 0.0)
+    model = guessing(made(**changes, self_condition=1.0))
+    loss = stage2_loss(model, ids, valid, flow, stream("loss"), train_vae=False)
+    z0, z1, t, pinned = (x.detach() for x in drawn(model, ids, flow, ("loss",)))
+    zt = (1 - t[..., None]) * z0 + t[..., None] * z1
+    per_block = t.unflatten(1, (-1, 4)).amax(-1)   # a block's own time; openings are pinned at 0
+    blocks = sample_time_of(model, ids, flow)
+    assert (per_block <= blocks + 1e-6).all()
+    v = model.dit.velocity(model.dit.packed(z0, zt, blocks, pinned), zt, t)
+    guess = (zt - t[..., None] * v).detach()
+    raw = model.dit.packed(z0, zt, blocks, pinned, guess=guess)
+    error = raw - z0 if changes == TOKENS else model.dit.velocity(raw, zt, t) - (z1 - z0)
+    counted = valid & ~pinned
+    fm = error.square().mean(-1)[counted].mean()
+    torch.testing.assert_close(loss.parts["fm"], fm.detach(), rtol=1e-4, atol=1e-6)
+    own = [p for p in model.dit.parameters() if p.requires_grad]
+    if changes != TOKENS:
+        ours = torch.autograd.grad(loss.total, own, allow_unused=True)
+        plain = torch.autograd.grad(fm, own, allow_unused=True)
+        for one, other in zip(ours, plain): torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+    assert torch.autograd.grad(stage2_loss(model, ids, valid, flow, stream("loss"), train_vae=False).total, model.dit.guess.weight)[0].abs().max() > 0
+
+
+def sample_time_of(model, ids, flow):
+    "The blocks' times that the loss draws."
+    generator, s = stream("loss"), model.dit.config.block_size
+    q = model.vae.encode(ids)
+    for _ in range(2): batch_noise(q.mean, len(ids), EVERY, generator)
+    return sample_time(flow, (len(ids), ids.shape[1] // s), generator)
+
+
+@torch.no_grad()
+def test_share_of_steps_with_a_guess():
+    (ids, valid), flow = batch(), FlowConfig()
+    model, always, never = (guessing(made(self_condition=p)) for p in (0.3, 1.0, 1e-12))
+    losses = [[stage2_loss(m, ids, valid, flow, stream("loss", i), train_vae=False).total.item() for m in (model, always, never)] for i in range(200)]
+    assert all(own in (one, other) and one != other for own, one, other in losses)
+    share = sum(own == one for own, one, _ in losses) / 200
+    assert abs(share - 0.3) < 0.11   # 3.4 standard errors
+
+
+def test_without_self_condition_nothing_is_drawn_and_nothing_added():
+    assert set(made().dit.state_dict()) == set(made(self_condition=0.5).dit.state_dict()) - {"guess.weight"}
+    (ids, valid), flow = batch(), FlowConfig()
+    plain, never = made(), guessing(made(self_condition=1e-12))
+    never.load_state_dict(plain.state_dict(), strict=False)
+    one, other = (stage2_loss(m, ids, valid, flow, stream("loss"), train_vae=False).total for m in (plain, never))
+    assert torch.equal(one, other)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_sampler_hands_the_guess_on_from_pass_to_pass(scale):
+    model = guessing(made(**TOKENS, self_condition=0.5))
+    dit, s = model.dit.eval(), 4
+    history, z = torch.randn(2, 8, 8, generator=stream("history")), torch.randn(2, s, 8, generator=stream("start"))
+    cache = dit.trunk.cache(2, 12)
+    dit(history, torch.zeros(2, 1), cache)
+    cache.advance(8)
+    config = SampleConfig(steps=3, guidance_scale=scale)
+    no_pins = torch.zeros(2, s, dtype=torch.bool)
+    found = transport_block(dit, z, cache, torch.zeros_like(z), no_pins, scale, config, lambda place: z)
+    guess, lone_guess = None, None
+    for t, t_next in ((1.0, 2 / 3), (2 / 3, 1 / 3), (1 / 3, 0.0)):
+        at = dit.embed(torch.full((2, 1), t))
+        whole = dit.embed(torch.tensor([[0.0] * 8 + [t] * s] * 2))
+        under = dit.raw(torch.cat([history, z], 1), whole, torch.arange(12), block_sight(12, s), guess=guess)[:, 8:]
+        lone = dit.raw(z, at, torch.arange(s), None, guess=lone_guess)
+        guess, lone_guess = under, lone
+        clean = lone + scale * (under - lone)
+        z = z + (t_next - t) * (z - clean) / t
+    torch.testing.assert_close(found, z, rtol=1e-4, atol=1e-4)
+
+
+def test_a_guess_costs_a_forward_pass_in_its_share_of_steps():
+    run = RunConfig(name="cost", data=dict(level="micro", seq_len=16), vae=VAE, dit=DIT, flow={}, stage1=dict(steps=1), stage2=dict(steps=1, strategy="fixed"), sample={})
+    flops = {p: flops_per_token(run.replace(dit=DIT.replace(self_condition=p)), 30)["stage2"] for p in (0.0, 0.5, 1.0)}
+    assert flops[0.5] == pytest.approx((flops[0.0] + flops[1.0]) / 2)
+    assert 1.2 < flops[1.0] / flops[0.0] < 1.4   # forward and backward are three forwards; the encoder runs forward alone

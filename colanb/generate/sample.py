@@ -215,6 +215,7 @@ class BlockField:
         with_history = [i for i, length in enumerate(cache.past) if length]
         guided = with_history if guidance_scale != 1.0 else []
         self.alone = torch.tensor(guided, dtype=torch.long, device=cache.length.device)
+        self.guess = None                   # clean latents by the pass before, under the history and alone
         self.key = (cache, tuple(guided))   # fields of a generation that are equal in it compute by the same kernels
 
     def __call__(self, z: Float[Tensor, "b s d"], t: float) -> Float[Tensor, "b s d"]:
@@ -232,14 +233,29 @@ class BlockField:
     ) -> Float[Tensor, "b s d"]:
         "Evaluate the guided velocity; all that changes from call to call are the numbers in tensors."
         time = self.time._replace(index=row)
-        velocities = self.dit.guided(z, self.times[row], time, self.cache, self.alone)
+        t = self.times[row]
+        velocities = self.dit.guided(z, t, time, self.cache, self.alone, self.guess)
         conditional, alone = (v.to(z.dtype) for v in velocities)
+        if self.dit.config.self_condition:
+            guesses = self.clean(z, t, conditional), self.clean(z, t, alone, self.alone)
+            self.guess = torch.cat(guesses)
         if len(self.alone) == 0:
             return conditional
         if len(self.alone) == len(z):
             return torch.lerp(alone, conditional, self.scale)
         guided = torch.lerp(alone, conditional[self.alone], self.scale)
         return conditional.index_copy(0, self.alone, guided)
+
+    def clean(self,
+        z: Float[Tensor, "b s d"],
+        t: Float[Tensor, "b 1"],
+        velocity: Float[Tensor, "r s d"],
+        rows: slice | Int[Tensor, "r"] = slice(None),   # of z
+    ) -> Float[Tensor, "r s d"]:
+        "Read the clean latents off a velocity: those that are held are clean already."
+        if self.time.pinned is not None:
+            t = torch.where(self.time.pinned, 0.0, t)
+        return z[rows] - t[rows][..., None] * velocity
 
 # %% ../../nbs/4_generate/01_sample.ipynb #d41c6bf3
 def _autocast_type(device: str) -> torch.dtype | None:   # device as in `torch.autocast`
@@ -843,7 +859,8 @@ class Sampler(_LatentSampler):
     def replay(self) -> Replay | None:
         "Make what replays the passes of one generation; None: each pass is launched by itself."
         on_card = self.dit.input.weight.is_cuda
-        return Replay() if self.graphs and on_card else None
+        stateless = not self.dit.config.self_condition   # a guess is handed on from pass to pass
+        return Replay() if self.graphs and on_card and stateless else None
 
     def _begin(self, prompts: list[str], seeds: list[int] | None) -> tuple[list[BlockState], Prefix]:
         "Encode the prompts and make their states."

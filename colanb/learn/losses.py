@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EVERY', 'IGNORED', 'Loss', 'StepContext', 'batch_noise', 'masked_copy', 'VAETerms', 'decoder_terms',
            'latent_statistics', 'patch_valid', 'with_filler', 'stage1_loss', 'BlockTimes', 'draw_times', 'token_error',
-           'next_error', 'later_targets', 'prior_terms', 'prior_total', 'stage2_loss', 'token_codes']
+           'next_error', 'later_targets', 'draw_guessing', 'prior_terms', 'prior_total', 'stage2_loss', 'token_codes']
 
 # %% ../../nbs/3_learn/02_losses.ipynb #b9f3467e
 from typing import NamedTuple
@@ -294,7 +294,41 @@ def later_targets(
     tokens = targets.view(batch, latents, -1)
     return tokens.masked_fill(opening, IGNORED).flatten(1)
 
+# %% ../../nbs/3_learn/02_losses.ipynb #5f6c445d
+def draw_guessing(dit: DiT, generator: torch.Generator) -> bool:
+    "Draw whether the network sees its first guess in this step; without `self_condition` nothing is drawn."
+    share = dit.config.self_condition
+    if not share:
+        return False
+    return bool(torch.rand((), generator=generator, device=generator.device) < share)
+
 # %% ../../nbs/3_learn/02_losses.ipynb #18d28571
+def _first_guess(
+    dit: DiT,
+    inputs: tuple,                       # of `DiT.packed`: clean, noisy, times and what else it takes
+    latent_times: Float[Tensor, "r m"],
+) -> Float[Tensor, "r n d"]:
+    "Guess the clean latents of the noisy copy in a pass of its own, without gradients."
+    noisy = inputs[1]
+    with torch.no_grad():
+        velocity = dit.velocity(dit.packed(*inputs), noisy, latent_times)
+    t = latent_times.repeat_interleave(noisy.shape[1] // latent_times.shape[1], dim=1)
+    return noisy - t[..., None] * velocity
+
+# %% ../../nbs/3_learn/02_losses.ipynb #fb3cf0b8
+def _target_error(
+    dit: DiT,
+    raw: Float[Tensor, "r n d"],    # its output
+    zt: Float[Tensor, "r n d"],
+    t: Float[Tensor, "r m"],        # of each latent
+    z0: Float[Tensor, "r n d"],     # the target
+    z1: Float[Tensor, "r n d"],
+) -> Float[Tensor, "r n d"]:
+    "Compute the error of what the network predicts."
+    if dit.config.prediction == "z0":
+        return raw - z0
+    return dit.velocity(raw, zt, t) - (z1 - z0)
+
 def _squared_error(
     dit: DiT,
     z0: Float[Tensor, "r n d"],
@@ -303,24 +337,40 @@ def _squared_error(
     config: FlowConfig,
     starts: Starts,              # of the whole batch
     rows: slice,
+    guessing: bool,              # let the DiT see its first guess
 ) -> tuple[Float[Tensor, "r n"], Outputs]:
     "Run the DiT on clean and noisy latents; returns squared errors, means over channels, and all outputs."
     noised = z0.detach() if config.detach_noised else z0
     zt, _ = interpolate(noised, z1, times.latent)
     inputs = z0.detach(), zt, times.block, times.pinned, times.block_size, own_rows(starts, rows)
+    guess = _first_guess(dit, inputs, times.latent) if guessing else None
     if config.lambda_ce or config.lambda_next:
-        outputs = packed_outputs(dit, *inputs, following=config.lambda_next > 0)
+        outputs = packed_outputs(dit, *inputs, following=config.lambda_next > 0, guess=guess)
     else:
-        outputs = Outputs(dit.packed(*inputs))
-    raw = outputs.raw.float()
+        outputs = Outputs(dit.packed(*inputs, guess=guess))
     target = z0.detach() if config.detach_target else z0
-    if dit.config.prediction == "z0":
-        error = raw - target
-    else:
-        error = dit.velocity(raw, zt, times.latent) - (z1 - target)
+    error = _target_error(dit, outputs.raw.float(), zt, times.latent, target, z1)
     return error.square().mean(-1), outputs
 
 # %% ../../nbs/3_learn/02_losses.ipynb #bfcda58e
+def _token_parts(
+    outputs: Outputs,
+    targets: Int[Tensor, "b l"] | None,   # as for `prior_terms`
+    times: BlockTimes,                    # of the wanted rows
+    count: Int[Tensor, ""],               # latents of the batch that count
+    config: FlowConfig,
+    starts: Starts,
+    rows: slice,
+) -> dict[str, Tensor]:
+    "Compute the cross-entropies that have a weight."
+    parts = {}
+    if config.lambda_ce:
+        own_targets = targets[rows].masked_fill(~times.counted, IGNORED)
+        parts["ce"] = token_error(outputs.logits, own_targets) / count
+    if config.lambda_next:
+        parts["next"] = next_error(outputs.following, later_targets(targets, starts, times), rows)
+    return parts
+
 def prior_terms(
     dit: DiT,
     z0: Float[Tensor, "r n d"],         # latents of the wanted rows
@@ -337,13 +387,10 @@ def prior_terms(
     batch_times = draw_times(latent_valid, config, block_size or dit.config.block_size, generator)
     count = batch_times.counted.sum()
     times = batch_times.cut(rows)
-    error, outputs = _squared_error(dit, z0, z1, times, config, starts, rows)
+    guessing = draw_guessing(dit, generator)
+    error, outputs = _squared_error(dit, z0, z1, times, config, starts, rows, guessing)
     parts = {"fm": error[times.counted].sum() / count}
-    if config.lambda_ce:
-        parts["ce"] = token_error(outputs.logits, targets[rows].masked_fill(~times.counted, IGNORED)) / count
-    if config.lambda_next:
-        parts["next"] = next_error(outputs.following, later_targets(targets, starts, times), rows)
-    return parts
+    return parts | _token_parts(outputs, targets, times, count, config, starts, rows)
 
 # %% ../../nbs/3_learn/02_losses.ipynb #3327c24d
 def prior_total(parts: dict[str, Tensor], config: FlowConfig) -> Float[Tensor, ""]:  # parts of `prior_terms`

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['TABLES', 'PARTS', 'build', 'parameters', 'Size', 'model_size', 'counted', 'joint_share', 'stage_config',
-           'keeps_reference', 'StageLoss', 'stage_losses', 'flops_per_token', 'training_flops', 'baseline_pass',
-           'passes', 'BothWays', 'pass_flops', 'stage_mix', 'stage_flops', 'Work', 'time_weights', 'dit_linear_flops',
-           'dit_work', 'vae_work', 'encoder_work', 'decoder_work', 'kept', 'Kept', 'cut_block', 'trunks', 'with_loss',
-           'gives_logits', 'PartBytes', 'kept_by', 'kept_coefficients', 'part_positions', 'short_length', 'value_bytes',
-           'gradient_bytes', 'scale_kept', 'activations', 'kept_in', 'parameter_count', 'StageParameters',
-           'stage_parameters', 'memory']
+           'keeps_reference', 'StageLoss', 'prior_losses', 'stage_losses', 'flops_per_token', 'training_flops',
+           'baseline_pass', 'passes', 'BothWays', 'pass_flops', 'stage_mix', 'stage_flops', 'Work', 'time_weights',
+           'dit_linear_flops', 'dit_work', 'vae_work', 'encoder_work', 'decoder_work', 'kept', 'Kept', 'cut_block',
+           'trunks', 'with_loss', 'gives_logits', 'PartBytes', 'kept_by', 'kept_coefficients', 'part_positions',
+           'short_length', 'value_bytes', 'gradient_bytes', 'scale_kept', 'activations', 'kept_in', 'parameter_count',
+           'StageParameters', 'stage_parameters', 'memory']
 
 # %% ../../nbs/6_measure/09_cost.ipynb #0daf90d0
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -120,6 +120,22 @@ class StageLoss(NamedTuple):
     loss: Callable[..., Loss]  # (model, ids, valid, generator)
 
 # %% ../../nbs/6_measure/09_cost.ipynb #d1ac4734
+def prior_losses(
+    run: RunConfig,
+    config: VAEConfig,     # with the vocabulary's size
+) -> list[StageLoss]:
+    "Return the kinds of steps that stage 2 takes: with the VAE or without, with a first guess or without."
+    reference = Encoder(config) if keeps_reference(run) else None
+    joint, guessing = joint_share(run.stage2), run.dit.self_condition
+    losses = []
+    for train_vae, vae_share in ((True, joint), (False, 1 - joint)):
+        for guess, guess_share in ((1.0, guessing), (0.0, 1 - guessing)):
+            model = ColaDLM(config, run.dit.replace(self_condition=guess), reference if train_vae else None)
+            model.vae.requires_grad_(train_vae)
+            loss = partial(stage2_loss, config=run.flow, train_vae=train_vae)
+            losses.append(StageLoss("stage2", vae_share * guess_share, model, loss))
+    return losses
+
 def stage_losses(
     run: RunConfig,
     vocab_size: int,
@@ -129,24 +145,9 @@ def stage_losses(
         model = make_baseline(run.baseline.replace(vocab_size=vocab_size))
         return [StageLoss("stage2", 1.0, model, baseline_loss)]
     config = run.vae.replace(vocab_size=vocab_size)
-    reference = Encoder(config) if keeps_reference(run) else None
-    trained = ColaDLM(config, run.dit, reference)
-    resting = ColaDLM(config, run.dit)
-    resting.vae.requires_grad_(False)
-
-    def vae_loss(model, ids, valid, generator):
-        return stage1_loss(model, ids, valid, run.flow, generator)
-
-    def prior_loss(model, ids, valid, generator):
-        return stage2_loss(model, ids, valid, run.flow, generator, train_vae=model is trained)
-
-    joint = joint_share(run.stage2)
-    losses = [
-        StageLoss("stage1", float(run.stage2.strategy != "scratch"), ColaDLM(config), vae_loss),
-        StageLoss("stage2", joint, trained, prior_loss),
-        StageLoss("stage2", 1 - joint, resting, prior_loss),
-    ]
-    return [entry for entry in losses if entry.share]
+    stage1 = float(run.stage2.strategy != "scratch")
+    losses = [StageLoss("stage1", stage1, ColaDLM(config), partial(stage1_loss, config=run.flow))]
+    return [entry for entry in losses + prior_losses(run, config) if entry.share]
 
 # %% ../../nbs/6_measure/09_cost.ipynb #e988e678
 def flops_per_token(
@@ -161,7 +162,7 @@ def flops_per_token(
     flops = {}
     for stage, share, model, loss in stage_losses(run, vocab_size):
         use(model, "dense")
-        step = lambda: loss(model, ids, valid, stream(0)).total.backward()
+        step = lambda: loss(model, ids, valid, generator=stream(0)).total.backward()
         flops[stage] = flops.get(stage, 0.0) + share * counted(step) / ids.numel()
     return flops
 
