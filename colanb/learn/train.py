@@ -128,7 +128,7 @@ def scratch_folder(out: Path, run: RunConfig, record: dict[str, Any]) -> Path:
     key = stream(json.dumps(decisive_settings(run, record))).initial_seed()
     name = f"{run.name}-{record['stage']}-{record['seed']}"
     data = ROOT / "data"
-    in_pipeline = (ROOT / "dvc.yaml").exists() and out.resolve().is_relative_to(data)
+    in_pipeline = (ROOT / "dvc.yaml").exists() and out.resolve().is_relative_to(data.resolve())
     return (data if in_pipeline else out) / "resume" / f"{name}-{key % 16**8:08x}"
 
 def drop_scratch(scratch: Path) -> None:
