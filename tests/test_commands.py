@@ -1,8 +1,11 @@
-"Commands answer at once: help and wrong arguments need none of the large libraries."
+"Commands answer at once: help and wrong arguments need none of the large libraries; Ctrl-C costs one line."
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +31,19 @@ def ask(command, *argv, folder=ROOT):
 def test_help_needs_no_large_library(command):
     status, said, errors, imported = ask(command, "--help")
     assert (status, imported, errors) == (0, [], "") and f"usage: colanb-{command}" in said
+
+
+@pytest.mark.parametrize("module", ["config", "run", "learn.train"])
+def test_help_of_a_module_needs_no_large_library(module):
+    code = ("import runpy, sys; sys.argv[1:] = ['--help']\n"
+            f"try: runpy.run_module('colanb.{module}', run_name='__main__')\n"
+            "except SystemExit as end: status = end.code\n"
+            f"print('IMPORTED', *[name for name in {(*LARGE, 'nbformat')} if name in sys.modules])\n"
+            "sys.exit(status)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True)
+    said, _, imported = done.stdout.rpartition("IMPORTED")
+    assert (done.returncode, imported.split(), done.stderr) == (0, [], "")
+    assert f"usage: python -m colanb.{module}" in said and "examples:" in said
 
 
 WRONG = {
@@ -78,3 +94,29 @@ def test_generate_writes_without_any_training(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Once upon a time") and len(done.stdout.split()) > 6
+
+
+NOTED = """import signal, sys, time
+from pathlib import Path
+def end(number, frame): Path(note).write_text("ended"); sys.exit(143)
+signal.signal(signal.SIGTERM, end)
+Path(note).write_text("started")
+time.sleep(300)"""
+
+
+def test_ctrl_c_ends_a_notebook_run_in_one_line_and_its_kernel_in_peace(tmp_path):
+    note, source = tmp_path / "note", tmp_path / "sleep.ipynb"
+    parameters = nbformat.v4.new_code_cell(f"note = {str(note)!r}\nprofile = 'smoke'", metadata={"tags": ["parameters"]})
+    kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(NOTED)], metadata=kernel), source)
+    command = [sys.executable, "-c", "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+               "from colanb.run import main; sys.exit(main(sys.argv[1:]))", str(source), str(tmp_path / "out.ipynb")]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        began = time.time()
+        while not note.exists() or note.read_text() != "started":
+            assert process.poll() is None and time.time() < began + 120
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=120)[1]
+    assert (process.returncode, note.read_text()) == (130, "ended")
+    assert said.splitlines()[-1] == "colanb.run: stopped by Ctrl-C" and "Traceback" not in said

@@ -13,7 +13,8 @@ import nbformat
 import pytest
 from ruamel.yaml import YAML
 
-from colanb.config import Profile
+from colanb.config import Profile, load_profile
+from colanb.run import declared_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -241,6 +242,20 @@ def test_preview_names_what_an_edit_reruns(clone):
 def test_stage_is_named_after_its_notebook(name):
     notebook = re.search(r"nbs/exp/(?:\w+/)*\d+_(\w+)\.ipynb", stage(name)["cmd"]).group(1)
     assert notebook == name
+
+
+@pytest.mark.parametrize("name", ["prepare", "train_vae", "train_prior", "publish", "score", "score_likelihood", "trace", "latents", "study"])
+def test_defaults_of_a_step_are_of_the_profile_it_loads(name):
+    "A notebook that is opened by hand runs as it stands; only `publish` loads no profile."
+    notebook = ROOT / WRITER["notebook_of"](ROOT, name)
+    defaults = declared_parameters(notebook)
+    profile = load_profile(name=defaults.get("profile", "smoke"))
+    entries = {"run": profile.runs, "study": profile.studies, "slug": profile.sweeps, "vae": profile.vaes}
+    for kind, choices in entries.items():
+        if kind in defaults: assert Path(defaults[kind]).parts[-2 if "/" in defaults[kind] else -1] in choices, kind
+    if "corpus" in defaults: assert Path(defaults["corpus"]).name in profile.corpora
+    code = "\n".join(cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code")
+    assert "load_profile()" not in code and ("profile" in defaults) == ("load_profile(name=profile)" in code)
 
 
 def test_figure_stages_read_only_what_git_keeps():

@@ -25,7 +25,7 @@ from colanb.evidence.scores import (
     Exam, adherence, book_rows, exam_of, measure_settings, reconstruction, row, rows_text, score_sampler,
 )
 from ..generate.sample import Sampler, TextSampler
-from ..learn.checkpoint import write_atomically
+from ..learn.checkpoint import write_text_atomically
 from ..learn.train import STAGE1_FLOW, train_baseline, train_prior, train_vae
 from ..measure.cost import flops_per_token, training_flops
 from ..model.baselines import Baseline
@@ -211,7 +211,7 @@ def finished_runs(
 # %% ../../nbs/7_evidence/04_study.ipynb #09949fd8
 def keep_rows(file: Path, rows: list[dict]) -> None:
     "Write the rows of a finished run."
-    write_atomically(file, lambda path: path.write_text(json.dumps(rows)))
+    write_text_atomically(file, json.dumps(rows))
 
 # %% ../../nbs/7_evidence/04_study.ipynb #e48fd08e
 def run_study(
@@ -233,6 +233,6 @@ def run_study(
                 watch.check()
                 keep_rows(rows_file, train_run(watch, folder, folder / "run", finished / "unfinished"))
             rows += [{**measured, **changes} for measured in json.loads(rows_file.read_text())]
-    write_atomically(out, lambda path: path.write_text(rows_text(rows)))
+    write_text_atomically(out, rows_text(rows))
     shutil.rmtree(finished)
     return pd.DataFrame(rows)

@@ -45,7 +45,7 @@ from ..generate.baselines import ARSampler
 from ..generate.sample import Sampler
 from .bench import Race, Spread, machine, precision_losses, prompts_of, race, step_of
 from .plain import NumberTokenizer
-from ..learn.checkpoint import write_atomically
+from ..learn.checkpoint import write_atomically, write_text_atomically
 from ..learn.losses import stage2_loss
 from ..learn.optimisers import make_optimizers
 from ..learn.train import train_baseline, train_prior
@@ -120,8 +120,7 @@ def write_record(
         "tiny": setup.tiny,
         "seconds": time.perf_counter() - start,
     }
-    text = json.dumps(about | found, indent=1) + "\n"
-    write_atomically(setup.out / f"{part}.json", lambda path: path.write_text(text))
+    write_text_atomically(setup.out / f"{part}.json", json.dumps(about | found, indent=1) + "\n")
 
 # %% ../../nbs/8_lab/07_gpu.ipynb #ca74dec4
 SHAPES = [(16, 1), (48, 3), (64, 4), (100, 10), (128, 16), (256, 16), (512, 64), (520, 8)]   # latents, block size
@@ -821,8 +820,7 @@ def gather(out: Path) -> None:
     paths = [path for path in sorted(out.glob("*.json")) if path != target]
     for path in paths:
         records[path.stem] = json.loads(path.read_text())
-    text = json.dumps(records, indent=1) + "\n"
-    write_atomically(target, lambda path: path.write_text(text))
+    write_text_atomically(target, json.dumps(records, indent=1) + "\n")
     for path in paths:
         path.unlink()
 

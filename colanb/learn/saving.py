@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..config import RunConfig
-from .checkpoint import tensors_of, write_atomically
+from .checkpoint import tensors_of, write_atomically, write_text_atomically
 from .parallel import current_group
 from ..model.cola import ColaDLM
 from ..text.tokenizer import Tokenizer
@@ -21,8 +21,7 @@ from ..text.tokenizer import Tokenizer
 # %% ../../nbs/3_learn/09_saving.ipynb #d4899cad
 def write_run(folder: Path, run: RunConfig) -> None:
     "Write `run.json`."
-    text = run.model_dump_json(indent=1)
-    write_atomically(folder / "run.json", lambda path: path.write_text(text))
+    write_text_atomically(folder / "run.json", run.model_dump_json(indent=1))
 
 # %% ../../nbs/3_learn/09_saving.ipynb #2b4e4a52
 def write_weights(folder: Path, parts: dict[str, nn.Module]) -> None:  # file name -> module

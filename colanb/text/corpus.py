@@ -7,7 +7,7 @@ __all__ = ['SPLIT_NAMES', 'SPOOL', 'BATCH', 'TRAINED_ON', 'file_digest', 'conten
            'write_spool', 'read_spool', 'encode_all', 'with_separator', 'tokenise', 'rounded_ratio', 'pack_split',
            'make_manifest', 'write_manifest', 'write_splits', 'warn_of_missed_shares', 'write_corpus', 'streamed_split',
            'streamed_limit', 'streamed_parts', 'Packer', 'Stream', 'save_progress', 'load_progress', 'training_texts',
-           'streamed_tokenizer', 'StreamWriter', 'stream_corpus', 'unfinished_folder', 'prepare']
+           'streamed_tokenizer', 'StreamWriter', 'stream_corpus', 'unfinished_folder', 'holds_corpus', 'prepare']
 
 # %% ../../nbs/1_text/07_corpus.ipynb #99b8ab7c
 import hashlib
@@ -28,7 +28,7 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
 
-from ..config import DataConfig
+from ..config import DataConfig, differences
 from .packing import CUT, Batches, DocumentLengths, Sequences, Shards, apart, assign_splits, cut_shares
 from .packing import document_starts, longest_whole, pack, read_sequences, wanted_names, wanted_shares
 from .packing import write_sequences
@@ -100,7 +100,9 @@ class Corpus:
         "Open a prepared corpus; raise `ValueError` where it is missing or incomplete."
         out = Path(out)
         if not (out / "manifest.json").is_file():
-            raise ValueError(f"no prepared corpus in {out}: manifest.json is missing")
+            raise ValueError(
+                f"no prepared corpus in {out}: manifest.json is missing; `prepare` makes one, "
+                "and so does nbs/exp/50_prepare in the pipeline")
         manifest = json.loads((out / "manifest.json").read_text())
         corpus = cls(out, manifest, Tokenizer.load(out / "tokenizer.json"))
         for split, counts in manifest["splits"].items():
@@ -674,20 +676,38 @@ def unfinished_folder(
         return out.parent / f".{out.name}-{key[:12]}"
     return Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
 
+# %% ../../nbs/1_text/07_corpus.ipynb #e261616a
+def holds_corpus(
+    config: DataConfig,
+    folder: Path,
+    key: str,  # of the cache
+    again: bool,  # whether another corpus may be there
+) -> bool:
+    "Tell whether a folder holds the corpus of `config`; `ValueError` if it holds anything else, unless that may go."
+    if not folder.exists() or not any(folder.iterdir()):
+        return False
+    if not (folder / "manifest.json").is_file():
+        raise ValueError(f"{folder} is not empty and holds no corpus")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    if manifest.get("key") == key or again:
+        return manifest.get("key") == key
+    changed = differences(manifest.get("config", {}), config.model_dump(mode="json"))
+    reason = changed or "the text, or a tokenizer's file, was another one"
+    raise ValueError(
+        f"{folder} holds the tokens of other settings, from which a model may have been trained: {reason}; "
+        "give another folder, or again=True to replace them")
+
 # %% ../../nbs/1_text/07_corpus.ipynb #bf2c3032
 def prepare(
     config: DataConfig,
-    out: Path | str,  # folder of the corpus; replaced if it holds another corpus
+    out: Path | str,  # folder of the corpus
+    again: bool = False,  # replace the corpus in `out` if it is of other settings or another text
 ) -> Corpus:
-    "Build the corpus of `config` in `out`, or open it if it is there already; raise `ValueError` for bad input."
+    "Build the corpus of `config` in `out`, or open it if it is there; `ValueError` for bad input or another corpus."
     out = Path(out)
     key = cache_key(config)
-    if out.exists() and any(out.iterdir()):
-        if not (out / "manifest.json").is_file():
-            raise ValueError(f"{out} is not empty and holds no corpus")
-        manifest = json.loads((out / "manifest.json").read_text())
-        if manifest.get("key") == key:
-            return Corpus.load(out)
+    if holds_corpus(config, out, key, again):
+        return Corpus.load(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = unfinished_folder(config, out, key)
     new = scratch / "new"
