@@ -7,7 +7,7 @@ __all__ = ['OnStep', 'OnDraft', 'solver_step', 'fresh_step', 'renoise', 'solver_
            'solver_table', 'Prefix', 'sees_padding', 'encode_prompts', 'BlockField', 'record_graph', 'Replay',
            'hold_prefix', 'transport_block', 'filter_logits', 'choose_tokens', 'as_prompts', 'prompt_seeds', 'as_seeds',
            'noise_stream', 'Generation', 'BlockState', 'begin_states', 'unfinished', 'Watchers', 'TextSampler',
-           'Sampler']
+           'pass_filler', 'Sampler']
 
 # %% ../../nbs/4_generate/01_sample.ipynb #cf328573
 import re
@@ -728,6 +728,14 @@ class _LiveBatch:
         self.known = torch.zeros_like(self.known[:batch])
         self.pinned = torch.zeros_like(self.pinned[:batch])
 
+# %% ../../nbs/4_generate/01_sample.ipynb #d50e746e
+def pass_filler(state: BlockState, patch_size: int, pad_id: int) -> None:
+    "Let padding behind the prompt, in its last patch, belong to the prompt."
+    open_places = -state.offset % patch_size
+    behind = state.tokens[state.offset:][:open_places]
+    filler = takewhile(lambda token: token == pad_id, behind)
+    state.offset += len(list(filler))
+
 # %% ../../nbs/4_generate/01_sample.ipynb #cc1d012f
 class _LatentSampler(TextSampler):
     "VAE and DiT of a sampler, with noise, decoding and caches."
@@ -811,15 +819,8 @@ class _LatentSampler(TextSampler):
             state.tokens += tokens
             state.latents.append(latents)
             if k == 0 and not self.release:
-                self._pass_filler(state)
+                pass_filler(state, self.vae.config.patch_size, self.tokenizer.pad_id)
             state.done = self.stopped(state)
-
-    def _pass_filler(self, state: BlockState) -> None:
-        "Let padding behind the prompt, in its last patch, belong to the prompt."
-        open_places = -state.offset % self.vae.config.patch_size
-        behind = state.tokens[state.offset:][:open_places]
-        filler = takewhile(lambda token: token == self.tokenizer.pad_id, behind)
-        state.offset += len(list(filler))
 
     def draft_block(self,
         states: list[BlockState],
