@@ -859,9 +859,8 @@ class Sampler(_LatentSampler):
 
     def replay(self) -> Replay | None:
         "Make what replays the passes of one generation; None: each pass is launched by itself."
-        on_card = self.dit.input.weight.is_cuda
         stateless = not self.dit.config.self_condition   # a guess is handed on from pass to pass
-        return Replay() if self.graphs and on_card and stateless else None
+        return Replay() if self.graphs and stateless and self.dit.input.weight.is_cuda else None
 
     def _begin(self, prompts: list[str], seeds: list[int] | None) -> tuple[list[BlockState], Prefix]:
         "Encode the prompts and make their states."
