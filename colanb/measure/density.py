@@ -185,7 +185,7 @@ def solve_adaptively(
     z, integrals = state
     coordinates = z[0].numel()
     beside_z = (-1, *[1] * (z.ndim - 1))           # shape of a time for each row
-    first, last = (1.0, start) if backward else (start, 1.0)    # times at progress 0 and 1
+    first, span = (1.0, start - 1.0) if backward else (start, 1.0 - start)    # of time
 
     def parts(y):
         point, rest = y.split([coordinates, len(integrals)], 1)
@@ -195,8 +195,8 @@ def solve_adaptively(
         return torch.cat([point.flatten(1), rest.expand(integrals.shape).T], 1)
 
     def slope(progress, y):
-        t = first + (last - first) * progress
-        return (last - first) * joined(*rate(t.view(beside_z), parts(y)))
+        t = first + span * progress
+        return span * joined(*rate(t.view(beside_z), parts(y)))
 
     return parts(solve_rows(slope, joined(z, integrals), coordinates, ode))
 

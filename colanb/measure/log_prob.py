@@ -136,7 +136,10 @@ def log_prob(
     return table_of(texts, scores)
 
 # %% ../../nbs/6_measure/12_log_prob.ipynb #c01e74bf
-def cut(ids: list[int], size: int) -> tuple[list[list[int]], list[list[int]]]:   # what precedes each block, and the blocks
+def cut(
+    ids: list[int],
+    size: int,         # tokens of a block
+) -> tuple[list[list[int]], list[list[int]]]:   # what precedes each block, and the blocks
     "Cut a text into blocks of tokens; `ValueError` for no token or size < 1."
     if not ids or size < 1:
         raise ValueError(f"{len(ids)} tokens in blocks of {size}: need at least one of each")
