@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Source', 'RowSlope', 'Rate', 'VelocityField', 'draw_normal', 'draw_probes', 'trace_terms', 'Density', 'weighted_sum',
-           'dormand_prince', 'row_size', 'steps_left', 'step_factor', 'solve_rows', 'solve_adaptively', 'integrate',
-           'augmented_rate', 'log_standard_normal', 'trace_error', 'carry', 'flow_log_prob', 'flow_sample',
+           'dormand_prince', 'row_size', 'steps_left', 'step_factor', 'solve_rows', 'fixed_times', 'solve_adaptively',
+           'integrate', 'augmented_rate', 'log_standard_normal', 'trace_error', 'carry', 'flow_log_prob', 'flow_sample',
            'MixturePath']
 
 # %% ../../nbs/6_measure/04_density.ipynb #f5daf21c
@@ -171,6 +171,16 @@ def solve_rows(
     return y
 
 # %% ../../nbs/6_measure/04_density.ipynb #ab06ccc5
+def fixed_times(
+    ode: ODEConfig,
+    start: float,
+    like: Tensor,     # of the type and device that are wanted
+) -> Float[Tensor, "n"]:
+    "Return the ends of the fixed steps from `start` to 1."
+    progress = torch.linspace(0, 1, ode.steps + 1, dtype=like.dtype, device=like.device) ** ode.warp
+    return start + (1 - start) * progress
+
+
 Rate = Callable[[Tensor, tuple], tuple]   # (t, (z, integrals)) -> their time derivatives; t is one, or (b, 1, ...)
 
 
@@ -178,14 +188,14 @@ def solve_adaptively(
     rate: Rate,
     state: tuple[Float[Tensor, "b ..."], Float[Tensor, "p b"]],
     ode: ODEConfig,
-    backward: bool,
-    start: float,                                  # data end of the path
+    first: float,              # time at which to begin
+    last: float,               # time at which to end
 ) -> tuple[Tensor, Tensor]:    # the state at the other end
     "Solve an ODE with steps chosen by tolerance, for each row by itself."
     z, integrals = state
     coordinates = z[0].numel()
     beside_z = (-1, *[1] * (z.ndim - 1))           # shape of a time for each row
-    first, span = (1.0, start - 1.0) if backward else (start, 1.0 - start)    # of time
+    span = last - first
 
     def parts(y):
         point, rest = y.split([coordinates, len(integrals)], 1)
@@ -195,10 +205,10 @@ def solve_adaptively(
         return torch.cat([point.flatten(1), rest.expand(integrals.shape).T], 1)
 
     def slope(progress, y):
-        t = first + span * progress
-        return span * joined(*rate(t.view(beside_z), parts(y)))
+        t = first + span * progress.view(beside_z)
+        return span * joined(*rate(t, parts(y)))
 
-    return parts(solve_rows(slope, joined(z, integrals), coordinates, ode))
+    return parts(solve_rows(slope, joined(*state), coordinates, ode))
 
 # %% ../../nbs/6_measure/04_density.ipynb #371456a6
 def integrate(
@@ -219,9 +229,9 @@ def integrate(
         return rate(t, y)
 
     if ode.method == "dopri5":
-        return solve_adaptively(counted_rate, state, ode, backward, start), evaluations
-    progress = torch.linspace(0, 1, ode.steps + 1, dtype=state[0].dtype, device=state[0].device) ** ode.warp
-    times = start + (1 - start) * progress
+        ends = (1.0, start) if backward else (start, 1.0)
+        return solve_adaptively(counted_rate, state, ode, *ends), evaluations
+    times = fixed_times(ode, start, state[0])
     if backward:
         times = times.flip(0)
     z_path, integral_path = odeint(counted_rate, state, times, method=ode.method)
