@@ -906,10 +906,9 @@ class Sampler(_LatentSampler):
             self.config.guidance_scale,
             self.config,
             noises,
-            watched if watch else None,
-            table,
-            batch.replay,
-        )
+            on_step=watched if watch else None,
+            table=table,
+            replay=batch.replay)
 
     def _remember(self, batch: _LiveBatch, z: Float[Tensor, "b s d"]) -> None:
         "Let finished samples leave, and write the others' block into the DiT's cache."

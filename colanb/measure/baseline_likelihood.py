@@ -18,7 +18,7 @@ from torch import Tensor
 from ..config import ODEConfig, stream
 from ..generate.sample import sees_padding
 from .likelihood import likelihood, log_weights
-from .text_likelihood import TextScorer, check_networks, text_streams
+from .text_likelihood import SamplerScorer, TextScorer, check_networks, text_streams
 from ..model.baselines import Baseline
 from ..model.cola import ColaDLM
 
@@ -77,9 +77,10 @@ def cola_likelihood(
     estimate: str,              # 'elbo' or 'iwae'
     chunk: int,                 # draws per pass
     progress: bool,
+    start: float,               # time at which the flow stops
 ) -> list[TextLikelihood]:
     "Score texts after their prompts by importance weights, as Algorithm 1."
-    scorer = TextScorer(model, ode)
+    scorer = SamplerScorer(model, start, ode) if start else TextScorer(model, ode)
     x = scorer.texts([[*prompt, *text] for prompt, text in zip(prompts, texts)], [len(prompt) for prompt in prompts])
     weights = log_weights(scorer, x, draws, text_streams(x, seed, "likelihood"), chunk, progress)
     found = likelihood(weights.total)
@@ -97,13 +98,17 @@ def check_pairs(prompts: list[list[int]], texts: list[list[int]]) -> None:
         raise ValueError(f"text {texts.index([])} is empty")
 
 
-def check_prior(model: ColaDLM) -> bool:   # whether each text must be scored alone
-    "Raise `ValueError` if there is no prior, warn of one that predicts tokens, and tell what the VAE sees."
+def check_prior(
+    model: ColaDLM,
+    start: float,   # time at which the flow stops
+) -> bool:          # whether each text must be scored alone
+    "Raise `ValueError` if there is no prior, warn of one that predicts tokens to the end, and tell what the VAE sees."
     check_networks(model)
-    if model.dit.config.output == "tokens":
+    if model.dit.config.output == "tokens" and start == 0:
         warnings.warn(
-            "dit.output='tokens': this flow ends in one latent for each token and has next to no density beside it: "
-            "log p is far too low, by millions of nats, and says little about its texts", stacklevel=3)
+            "dit.output='tokens': at start=0 this flow ends in one latent for each token and has next to no density "
+            "beside it: log p is far too low, by millions of nats; give the time at which the sampler takes its last "
+            "step, start=sampler_start(run), as log_prob does", stacklevel=3)
     return sees_padding(model.vae, model.dit.config.block_size)
 
 # %% ../../nbs/6_measure/07_baseline_likelihood.ipynb #59d9a981
@@ -117,14 +122,16 @@ def text_likelihood(
     estimate: Literal["elbo", "iwae"] = "iwae",
     chunk: int = 32,            # draws per pass
     progress: bool = False,
+    start: float = 0.0,         # in [0, 1): time at which the flow stops, such as `sampler_start` of the run
 ) -> list[TextLikelihood]:      # of each text by itself, whatever the others are
-    "Score texts; `ValueError` as in `check_pairs`."
+    "Score texts; `ValueError` as in `check_pairs`, or for a `start` outside [0, 1)."
     check_pairs(prompts, texts)
     if isinstance(model, Baseline):
         return [baseline_likelihood(model, prompt, text, draws, seed) for prompt, text in zip(prompts, texts)]
-    size = 1 if check_prior(model) else len(texts) or 1
+    size = 1 if check_prior(model, start) else len(texts) or 1
+    settings = (draws, seed, ode, estimate, chunk, progress, start)
     scores = []
-    for start in range(0, len(texts), size):
-        own = slice(start, start + size)
-        scores += cola_likelihood(model, prompts[own], texts[own], draws, seed, ode, estimate, chunk, progress)
+    for first in range(0, len(texts), size):
+        own = slice(first, first + size)
+        scores += cola_likelihood(model, prompts[own], texts[own], *settings)
     return scores

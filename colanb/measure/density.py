@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Source', 'RowSlope', 'Rate', 'VelocityField', 'draw_normal', 'draw_probes', 'trace_terms', 'Density', 'weighted_sum',
-           'dormand_prince', 'row_size', 'steps_left', 'step_factor', 'solve_rows', 'solve_adaptively', 'integrate',
-           'augmented_rate', 'log_standard_normal', 'trace_error', 'carry', 'flow_log_prob', 'flow_sample',
+           'dormand_prince', 'row_size', 'steps_left', 'step_factor', 'solve_rows', 'fixed_times', 'solve_adaptively',
+           'integrate', 'augmented_rate', 'log_standard_normal', 'trace_error', 'carry', 'flow_log_prob', 'flow_sample',
            'MixturePath']
 
 # %% ../../nbs/6_measure/04_density.ipynb #f5daf21c
@@ -171,6 +171,16 @@ def solve_rows(
     return y
 
 # %% ../../nbs/6_measure/04_density.ipynb #ab06ccc5
+def fixed_times(
+    ode: ODEConfig,
+    start: float,
+    like: Tensor,     # of the type and device that are wanted
+) -> Float[Tensor, "n"]:
+    "Return the ends of the fixed steps from `start` to 1."
+    progress = torch.linspace(0, 1, ode.steps + 1, dtype=like.dtype, device=like.device) ** ode.warp
+    return start + (1 - start) * progress
+
+
 Rate = Callable[[Tensor, tuple], tuple]   # (t, (z, integrals)) -> their time derivatives; t is one, or (b, 1, ...)
 
 
@@ -178,35 +188,39 @@ def solve_adaptively(
     rate: Rate,
     state: tuple[Float[Tensor, "b ..."], Float[Tensor, "p b"]],
     ode: ODEConfig,
-    backward: bool,
+    first: float,              # time at which to begin
+    last: float,               # time at which to end
 ) -> tuple[Tensor, Tensor]:    # the state at the other end
     "Solve an ODE with steps chosen by tolerance, for each row by itself."
     z, integrals = state
     coordinates = z[0].numel()
     beside_z = (-1, *[1] * (z.ndim - 1))           # shape of a time for each row
+    span = last - first
 
     def parts(y):
         point, rest = y.split([coordinates, len(integrals)], 1)
         return point.view(z.shape), rest.T
 
-    def slope(progress, y):
-        t = 1 - progress if backward else progress
-        velocity, terms = rate(t.view(beside_z), parts(y))
-        terms = terms.expand(integrals.shape)
-        joined = torch.cat([velocity.flatten(1), terms.T], 1)
-        return -joined if backward else joined
+    def joined(point, rest):
+        return torch.cat([point.flatten(1), rest.expand(integrals.shape).T], 1)
 
-    start = torch.cat([z.flatten(1), integrals.T], 1)
-    return parts(solve_rows(slope, start, coordinates, ode))
+    def slope(progress, y):
+        t = first + span * progress.view(beside_z)
+        return span * joined(*rate(t, parts(y)))
+
+    return parts(solve_rows(slope, joined(*state), coordinates, ode))
 
 # %% ../../nbs/6_measure/04_density.ipynb #371456a6
 def integrate(
     rate: Rate,
     state: tuple[Float[Tensor, "b ..."], Float[Tensor, "p b"]],
     ode: ODEConfig,
-    backward: bool = False,                        # from t=1 to t=0
+    backward: bool = False,                        # from t=1 to `start`
+    start: float = 0.0,                            # data end of the path
 ) -> tuple[tuple[Tensor, Tensor], int]:            # the state at the other end, evaluations
-    "Solve an ODE from t=0 to t=1, or back."
+    "Solve an ODE from `start` to t=1, or back; `ValueError` unless 0 <= start < 1."
+    if not 0 <= start < 1:
+        raise ValueError(f"start={start} must be in [0, 1): it is the time at which the flow stops, and noise is at 1")
     evaluations = 0
 
     def counted_rate(t, y):
@@ -215,8 +229,9 @@ def integrate(
         return rate(t, y)
 
     if ode.method == "dopri5":
-        return solve_adaptively(counted_rate, state, ode, backward), evaluations
-    times = torch.linspace(0, 1, ode.steps + 1, dtype=state[0].dtype, device=state[0].device) ** ode.warp
+        ends = (1.0, start) if backward else (start, 1.0)
+        return solve_adaptively(counted_rate, state, ode, *ends), evaluations
+    times = fixed_times(ode, start, state[0])
     if backward:
         times = times.flip(0)
     z_path, integral_path = odeint(counted_rate, state, times, method=ode.method)
@@ -266,23 +281,24 @@ def trace_error(
 @torch.no_grad()
 def carry(
     velocity: VelocityField,
-    start: Float[Tensor, "b ..."],                 # at t=0, or at t=1 if `backward`
+    z: Float[Tensor, "b ..."],                     # at time `start`, or at t=1 if `backward`
     ode: ODEConfig,
     generator: Source | None,                      # of the probes
     free: Bool[Tensor, "b ..."] | None,            # coordinates that move; None: all
     backward: bool,
+    start: float,                                  # time at which the flow stops
 ) -> Density:
     "Carry points along the flow and integrate the divergence on the way."
     exact = ode.divergence == "exact"
-    free_mask = 1.0 if free is None else free.to(start)
-    probes = draw_probes(start, ode, generator) * free_mask
+    free_mask = 1.0 if free is None else free.to(z)
+    probes = draw_probes(z, ode, generator) * free_mask
     rate = augmented_rate(velocity, probes, free_mask, exact)
 
     estimates = 1 if exact else ode.probes
-    state = (start, start.new_zeros(estimates, len(start)))
-    (end, integrals), nfe = integrate(rate, state, ode, backward)
+    state = (z, z.new_zeros(estimates, len(z)))
+    (end, integrals), nfe = integrate(rate, state, ode, backward, start)
 
-    log_normal = log_standard_normal(start if backward else end, free_mask)
+    log_normal = log_standard_normal(z if backward else end, free_mask)
     sign = -1 if backward else 1
     log_prob = log_normal + sign * integrals.mean(0)
     return Density(log_prob, trace_error(integrals, exact), end, nfe)
@@ -290,13 +306,14 @@ def carry(
 # %% ../../nbs/6_measure/04_density.ipynb #4925dc39
 def flow_log_prob(
     velocity: VelocityField,
-    z0: Float[Tensor, "b ..."],
+    z: Float[Tensor, "b ..."],                     # at time `start`
     ode: ODEConfig = ODEConfig(),
     generator: Source | None = None,               # of the probes
     free: Bool[Tensor, "b ..."] | None = None,     # coordinates that move; None: all
+    start: float = 0.0,                            # in [0, 1): time at which the flow stops
 ) -> Density:                                      # `end` is z1
-    "Return log p(z0) (Eq 3.10)."
-    return carry(velocity, z0, ode, generator, free, backward=False)
+    "Return log p(z) (Eq 3.10); `ValueError` as in `integrate`."
+    return carry(velocity, z, ode, generator, free, False, start)
 
 # %% ../../nbs/6_measure/04_density.ipynb #57e0a1c8
 def flow_sample(
@@ -305,9 +322,10 @@ def flow_sample(
     ode: ODEConfig = ODEConfig(),
     generator: Source | None = None,               # of the probes
     free: Bool[Tensor, "b ..."] | None = None,     # coordinates that move; None: all
-) -> Density:                                      # `end` is z0
-    "Draw from the flow, and return the draw with its log density."
-    return carry(velocity, z1, ode, generator, free, backward=True)
+    start: float = 0.0,                            # in [0, 1): time at which the flow stops
+) -> Density:                                      # `end` is the point at time `start`
+    "Draw from the flow, and return the draw with its log density; `ValueError` as in `integrate`."
+    return carry(velocity, z1, ode, generator, free, True, start)
 
 # %% ../../nbs/6_measure/04_density.ipynb #5b39d9c7
 class MixturePath(NamedTuple):

@@ -17,6 +17,7 @@ from ..config import ODEConfig, RunConfig, shipped_models
 from ..generate.baselines import make_sampler
 from ..generate.sample import prompt_seeds
 from .baseline_likelihood import text_likelihood
+from .text_likelihood import sampler_start
 from ..model.baselines import Baseline
 from ..model.cola import ColaDLM
 from ..model.folders import open_model
@@ -211,6 +212,7 @@ class HarnessScorer(HarnessWriter):
             self.estimate,
             self.batch_size,
             self.progress,
+            0.0 if self.run.baseline else sampler_start(self.run),
         )
         return [score.value for score in scores]
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Texts', 'pad_texts', 'History', 'encode_past', 'block_batches', 'BlockPrior', 'check_prompts', 'check_networks',
-           'check_ids', 'TextScorer', 'text_streams', 'split_log_prob', 'KnownText', 'known_texts', 'bayes_aggregate',
+           'check_ids', 'TextScorer', 'text_streams', 'sampler_start', 'noised', 'first_moving_block', 'remember',
+           'last_steps', 'Stopped', 'SamplerScorer', 'split_log_prob', 'KnownText', 'known_texts', 'bayes_aggregate',
            'weight_columns', 'score_texts', 'price_row', 'price_list']
 
 # %% ../../nbs/6_measure/06_text_likelihood.ipynb #88c582e2
@@ -22,13 +23,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..config import ODEConfig, stream
-from ..generate.sample import sees_padding
+from ..config import ODEConfig, RunConfig, stream
+from ..generate.sample import sees_padding, solver_times
 from .density import Density, Source, flow_log_prob, flow_sample
 from .likelihood import DrawStreams, LogWeights, decompose, iwae_at, likelihood, log_weights
 from ..model.cache import KVCache
 from ..model.cola import ColaDLM
 from ..model.dit import DiT
+from ..model.vae import Posterior
 from ..text.corpus import Corpus
 from ..text.testbed import Testbed
 
@@ -138,10 +140,12 @@ class BlockPrior:
         dit: DiT,
         ode: ODEConfig,
         rows: int,                           # blocks per solve
+        start: float = 0.0,                  # in [0, 1): time at which the flow stops
     ):
         self.dit = dit
         self.ode = ode
         self.rows = rows
+        self.start = start
 
     def carry_blocks(
         self,
@@ -162,18 +166,19 @@ class BlockPrior:
 
         coordinates = None if all_free else free[..., None].expand_as(z)
         solve = flow_sample if draw else flow_log_prob
-        return solve(velocity, z, self.ode, generator, coordinates)
+        return solve(velocity, z, self.ode, generator, coordinates, self.start)
 
     def carry_batches(
         self,
         z: Float[Tensor, "b n d"],           # sequences
+        past: Float[Tensor, "b n d"] | None, # clean sequences, of which a block sees what lies before it; None: z
         free: Bool[Tensor, "b n"],           # latents that move
         generator: Source | None,
         draw: bool,
     ) -> Iterator[tuple[Tensor, Tensor, Density]]:  # index of the block, and of its sequence; density
         "Carry the blocks that have free latents, a batch at a time."
         size = self.dit.config.block_size
-        cache = encode_past(self.dit, z)
+        cache = encode_past(self.dit, z if past is None else past)
         blocks = z.unflatten(1, (-1, size))                   # (b, k, s, d)
         free_blocks = free.unflatten(1, (-1, size))           # (b, k, s)
         for block, row in block_batches(free_blocks, self.rows):
@@ -185,17 +190,18 @@ class BlockPrior:
     @torch.no_grad()
     def flow(
         self,
-        z: Float[Tensor, "b n d"],           # clean latents; noise where they are to be drawn
+        z: Float[Tensor, "b n d"],           # latents at `start`, held ones clean; noise where they are to be drawn
         free: Bool[Tensor, "b n"],           # latents that move, given all before them and the held ones of their block
         generator: Source | None,
         draw: bool = False,                  # carry noise to data, else data to noise
+        past: Float[Tensor, "b n d"] | None = None,   # clean sequences that blocks see; None: z itself
     ) -> tuple[Float[Tensor, "b n d"], Density]:  # latents with the drawn ones in place, density of the free ones
         "Carry all free latents, and add up the densities of each sequence."
         end = z.unflatten(1, (-1, self.dit.config.block_size)).clone()
         log_prob = z.new_zeros(len(z))
         variance = z.new_zeros(len(z))
         nfe = 0
-        for block, row, density in self.carry_batches(z, free, generator, draw):
+        for block, row, density in self.carry_batches(z, past, free, generator, draw):
             log_prob.index_add_(0, row, density.log_prob)
             variance.index_add_(0, row, density.se.square())
             if draw:
@@ -305,10 +311,14 @@ class TextScorer(BlockPrior):
         answer = position >= x.known[:, None]
         return self.vae.encode(x.ids.masked_fill(answer, 0)).mean
 
+    def decode(self, z: Float[Tensor, "b n d"]) -> Float[Tensor, "b l v"]:
+        "Compute the logits of p(x|z0)."
+        return self.vae.decode(z)
+
     @torch.no_grad()
     def log_likelihood(self, x, z):
         "Return log p(x|z0) of the scored tokens."
-        log_probs = self.vae.decode(z).float().log_softmax(-1)
+        log_probs = self.decode(z).float().log_softmax(-1)
         log_probs = log_probs.gather(-1, x.ids[..., None])[..., 0]
         position = torch.arange(x.ids.shape[1], device=z.device)
         scored = (position >= x.known[:, None]) & (position < x.length[:, None])
@@ -329,6 +339,124 @@ def text_streams(
     texts = zip(x.ids.tolist(), x.length.tolist(), x.known.tolist())
     names = [f"{known} of {ids[:length]}" for ids, length, known in texts]
     return lambda row, draw: stream(*place, names[row], draw)
+
+# %% ../../nbs/6_measure/06_text_likelihood.ipynb #f1169ccf
+def sampler_start(run: RunConfig) -> float:
+    "Return where a run's flow stops: at the sampler's last time before data if it predicts tokens, else 0."
+    if run.dit.output != "tokens":
+        return 0.0
+    return solver_times(run.sampling())[-2]
+
+
+def noised(
+    q: Posterior,
+    t: float,
+) -> Posterior:   # of the path's point at time t
+    "Return the distribution of (1-t) z0 + t z1 for z0 of a posterior and standard normal z1."
+    variance = (1 - t) ** 2 * q.logvar.exp() + t**2
+    return Posterior((1 - t) * q.mean, variance.log())
+
+# %% ../../nbs/6_measure/06_text_likelihood.ipynb #c914c8f2
+def first_moving_block(free: Bool[Tensor, "b n"], size: int) -> int:
+    "Return the first latent of the first block in which any row has a free latent; n if there is none."
+    moving = free.any(0).nonzero()
+    return int(moving[0]) // size * size if len(moving) else free.shape[1]
+
+
+def remember(dit: DiT, block: Float[Tensor, "b m d"], cache: KVCache) -> None:
+    "Write clean latents into the cache, as history of what follows."
+    if block.shape[1]:
+        dit(block, block.new_zeros(len(block), 1), cache)
+        cache.advance(block.shape[1])
+
+
+@torch.no_grad()
+def last_steps(
+    dit: DiT,
+    z: Float[Tensor, "b n d"],       # latents at time `start`
+    held: Float[Tensor, "b n d"],    # clean latents, of which those are used that are not free
+    free: Bool[Tensor, "b n"],       # latents that take the step
+    start: float,
+) -> Float[Tensor, "b n d"]:
+    "Take Euler's step from `start` to data, block by block, as the sampler does; held latents stay."
+    size = dit.config.block_size
+    cache = dit.trunk.cache(len(z), z.shape[1])
+    times = torch.where(free, start, 0.0)
+    z = torch.where(free[..., None], z, held)
+    first = first_moving_block(free, size)
+    clean = [z[:, :first]]
+    for block, t in zip(z[:, first:].split(size, 1), times[:, first:].split(size, 1)):
+        remember(dit, clean[-1], cache)
+        clean.append(block - t[..., None] * dit(block, t, cache))    # at t=0 it stays
+    return torch.cat(clean, 1)
+
+# %% ../../nbs/6_measure/06_text_likelihood.ipynb #cf6feecb
+class Stopped(NamedTuple):
+    "Latents where the flow stops, and what follows from them."
+    z: Float[Tensor, "b n d"]       # at time `start`; held latents clean
+    clean: Float[Tensor, "b n d"]   # estimates at time 0
+
+
+class SamplerScorer(TextScorer):
+    "Texts under the model of the sampler, whose flow stops at `start` and leaves the rest to one step."
+
+    def __init__(
+        self,
+        model: ColaDLM,
+        start: float,                         # in [0, 1), such as `sampler_start`
+        ode: ODEConfig = ODEConfig(divergence="rademacher", probes=4),
+        rows: int = 512,                      # blocks per solve
+    ):
+        super().__init__(model, ode, rows)
+        self.start = start
+
+    @torch.no_grad()
+    def infer(self, x, generator):
+        "Draw latents where the flow stops, and return them (`Stopped`) with log q."
+        own, left_over = self.spans(x)
+        mean, logvar = self.vae.encode(x.ids)
+        held = self.prompt_latents(x) if (x.known > 0).any() else mean
+        q = noised(Posterior(mean, logvar), self.start)
+        z = q.at(self.noise(x, own | left_over, mean, generator))
+        log_q = (q.log_prob(z) * own).sum(1)
+        z = torch.where(own[..., None], z, held)
+        clean = last_steps(self.dit, z, held, own, self.start)
+        if left_over.any():
+            z, clean, log_r = self.fill(x, Stopped(z, clean), torch.where(own[..., None], mean, held), generator)
+            log_q = log_q + log_r
+        return Stopped(z, clean), log_q
+
+    def fill(
+        self,
+        x: Texts,
+        latents: Stopped,                # of the scored tokens
+        held: Float[Tensor, "b n d"],    # clean latents that those left over are drawn beside
+        generator: Source,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # z, its clean estimates, log density of what was drawn
+        "Draw the latents left over behind a text."
+        own, left_over = self.spans(x)
+        wanted = left_over[..., None]
+        noise = torch.where(wanted, self.noise(x, left_over, held, generator), held)
+        drawn, density = self.flow(noise, left_over, generator, draw=True, past=latents.clean)
+        z = torch.where(wanted, drawn, latents.z)
+        return z, last_steps(self.dit, z, z, own | left_over, self.start), density.log_prob
+
+    def decode(self, z):
+        "Compute the logits of p(x|z0) as in generation, where no later block is there yet."
+        cache = self.vae.decoder.trunk.cache(len(z), z.shape[1])
+        blocks = z.split(self.dit.config.block_size, 1)
+        return torch.cat([self.vae.decode(block, cache) for block in blocks], 1)
+
+    @torch.no_grad()
+    def log_likelihood(self, x, latents):
+        "Return log p(x|clean estimates) of the scored tokens."
+        return super().log_likelihood(x, latents.clean)
+
+    def log_prior(self, x, latents, generator):
+        "Return the log density of all latents after the prompt, where the flow stops."
+        own, left_over = self.spans(x)
+        _, density = self.flow(latents.z, own | left_over, generator, past=latents.clean)
+        return density
 
 # %% ../../nbs/6_measure/06_text_likelihood.ipynb #4f2c1e76
 def split_log_prob(
