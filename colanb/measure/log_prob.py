@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ScoreTable', 'table_of', 'as_texts', 'check_inputs', 'known_and_rest', 'tell_start', 'chosen_start', 'chosen_ode',
-           'log_prob', 'cut', 'log_prob_by_block']
+           'log_prob', 'cut_into_blocks', 'log_prob_by_block']
 
 # %% ../../nbs/6_measure/12_log_prob.ipynb #0b057e53
 import sys
@@ -136,7 +136,7 @@ def log_prob(
     return table_of(texts, scores)
 
 # %% ../../nbs/6_measure/12_log_prob.ipynb #c01e74bf
-def cut(
+def cut_into_blocks(
     ids: list[int],
     size: int,         # tokens of a block
 ) -> tuple[list[list[int]], list[list[int]]]:   # what precedes each block, and the blocks
@@ -163,7 +163,7 @@ def log_prob_by_block(
     run, network, tokenizer = open_any_model(model)
     if size is None:
         size = run.dit.block_size * run.vae.patch_size if isinstance(network, ColaDLM) else 1
-    known, blocks = cut(tokenizer.encode(text), size)
+    known, blocks = cut_into_blocks(tokenizer.encode(text), size)
     start = chosen_start(run, start)
     ode = ode or chosen_ode(run, start)
     scores = text_likelihood(network, known, blocks, k, seed, ode, "iwae", chunk, progress, start)

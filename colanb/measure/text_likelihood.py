@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Texts', 'pad_texts', 'History', 'encode_past', 'block_batches', 'BlockPrior', 'check_prompts', 'check_networks',
-           'check_ids', 'TextScorer', 'text_streams', 'sampler_start', 'noised', 'first_moving_block', 'remember',
-           'last_steps', 'Stopped', 'SamplerScorer', 'split_log_prob', 'KnownText', 'known_texts', 'bayes_aggregate',
-           'weight_columns', 'score_texts', 'price_row', 'price_list']
+           'check_ids', 'TextScorer', 'text_streams', 'sampler_start', 'noised_posterior', 'first_moving_block',
+           'remember', 'last_steps', 'Stopped', 'SamplerScorer', 'split_log_prob', 'KnownText', 'known_texts',
+           'bayes_aggregate', 'weight_columns', 'score_texts', 'price_row', 'price_list']
 
 # %% ../../nbs/6_measure/06_text_likelihood.ipynb #88c582e2
 import math
@@ -348,7 +348,7 @@ def sampler_start(run: RunConfig) -> float:
     return solver_times(run.sampling())[-2]
 
 
-def noised(
+def noised_posterior(
     q: Posterior,
     t: float,
 ) -> Posterior:   # of the path's point at time t
@@ -416,7 +416,7 @@ class SamplerScorer(TextScorer):
         own, left_over = self.spans(x)
         mean, logvar = self.vae.encode(x.ids)
         held = self.prompt_latents(x) if (x.known > 0).any() else mean
-        q = noised(Posterior(mean, logvar), self.start)
+        q = noised_posterior(Posterior(mean, logvar), self.start)
         z = q.at(self.noise(x, own | left_over, mean, generator))
         log_q = (q.log_prob(z) * own).sum(1)
         z = torch.where(own[..., None], z, held)
