@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['ROOT', 'LIMITS', 'Count', 'Share', 'LOCAL_BUILDERS', 'SOURCE_FIELDS', 'FAMILY_FIELDS', 'NOT_DECISIVE', 'TextFamily',
-           'WANTED_STEPS', 'TaskName', 'ProbeName', 'STOPS', 'project_root', 'shipped_models', 'allowed', 'record_at',
-           'unknown_field', 'explain', 'ConfigType', 'Config', 'DataConfig', 'VAEConfig', 'DiTConfig', 'BaselineConfig',
-           'FlowConfig', 'TrainConfig', 'SampleConfig', 'ODEConfig', 'RunConfig', 'text_baseline', 'text_run',
-           'TaskConfig', 'SweepConfig', 'StudyConfig', 'vary', 'Profile', 'named_entries', 'unknown_names',
-           'wrong_runs', 'wrong_studies', 'wrong_settings', 'read_params', 'load_profile', 'CommandLine', 'positive',
-           'check_params', 'with_examples', 'main', 'nan_to_null', 'differences', 'stream', 'pick_device']
+           'WANTED_STEPS', 'TaskName', 'ProbeName', 'STOPS', 'project_root', 'shipped_models', 'model_place', 'allowed',
+           'record_at', 'suggestion', 'spellings', 'wanted', 'explain', 'ConfigType', 'Config', 'DataConfig',
+           'VAEConfig', 'DiTConfig', 'BaselineConfig', 'FlowConfig', 'TrainConfig', 'SampleConfig', 'ODEConfig',
+           'RunConfig', 'text_baseline', 'text_run', 'TaskConfig', 'SweepConfig', 'StudyConfig', 'vary', 'Profile',
+           'named_entries', 'unknown_names', 'wrong_runs', 'wrong_studies', 'wrong_settings', 'read_params',
+           'load_profile', 'CommandLine', 'reason_of', 'command', 'positive', 'check_params', 'with_examples', 'main',
+           'nan_to_null', 'differences', 'stream', 'pick_device']
 
 # %% ../nbs/00_config.ipynb #21919728
 import argparse
@@ -18,10 +19,12 @@ import hashlib
 import json
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from copy import deepcopy
+from functools import wraps
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
@@ -53,6 +56,28 @@ def shipped_models() -> dict[str, Path]:
     package = Path(__file__).parent if inside_package else ROOT / "colanb"
     runs = sorted(package.glob("models/*/run.json"))
     return {run.parent.name: run.parent for run in runs}
+
+# %% ../nbs/00_config.ipynb #e3e1841e
+def model_place(
+    name: str | Path,   # of a model that comes with the package, a model's folder, or OWNER/NAME on the hub
+) -> Path | str:        # the folder, or the name on the hub
+    "Tell where a model is; raise `ValueError` for a name that can be none of these."
+    packaged = shipped_models()
+    if str(name) in packaged:
+        return packaged[str(name)]
+    folder = Path(name)
+    if folder.is_file():
+        raise ValueError(f"{name} is a file: a model is a folder")
+    if folder.is_dir():
+        if any((folder / part).exists() for part in ("run.json", "cola_dit")):
+            return folder
+        raise ValueError(
+            f"{name}: {folder.resolve()} holds neither run.json nor cola_dit/: not a model, or not trained yet")
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)) and not folder.parent.is_dir():
+        return str(name)
+    raise ValueError(
+        f"{name}: no such folder {folder.resolve()}; choose from {', '.join(packaged)}, give a model's folder, "
+        "or its name on the hub such as ByteDance-Seed/Cola-DLM")
 
 # %% ../nbs/00_config.ipynb #f190fe40
 LIMITS = {
@@ -95,7 +120,7 @@ def record_at(
     return record
 
 # %% ../nbs/00_config.ipynb #916b80f8
-def unknown_field(
+def suggestion(
     name: str,              # as written
     names: Iterable[str],   # those that exist
 ) -> str:
@@ -103,7 +128,33 @@ def unknown_field(
     choices = sorted(names)
     similar = difflib.get_close_matches(name, choices, 1)
     hint = f"did you mean {similar[0]!r}? " if similar else ""
-    return f"no such name; {hint}choose from {', '.join(choices)}"
+    return f"{hint}choose from {', '.join(choices)}"
+
+# %% ../nbs/00_config.ipynb #0f114e36
+def spellings(
+    name: str,                 # one of the field's names
+    record: type[BaseModel],
+) -> str:
+    "Write a field's name with the others that it may have in a file."
+    for field, info in record.model_fields.items():
+        aliases = getattr(info.validation_alias, "choices", [])
+        if name in aliases:
+            others = [alias for alias in aliases if alias != field]
+            return f"{field} (or {', '.join(others)})"
+    return name
+
+# %% ../nbs/00_config.ipynb #6735303a
+def wanted(
+    entry: dict,               # one entry of `ValidationError.errors()`
+    field: FieldInfo | None,   # None: not a field of the record
+) -> str:
+    "Say what should be in the place of a wrong value."
+    rule = allowed(field) if field else ""
+    wrong_type = entry["type"].endswith(("_type", "_parsing", "_from_float", "finite_number"))
+    reasons = [rule] if rule else []
+    if wrong_type or not rule:
+        reasons.append(entry["msg"])
+    return "; ".join(reasons)
 
 # %% ../nbs/00_config.ipynb #098650fc
 def explain(
@@ -118,18 +169,14 @@ def explain(
     name = ".".join(map(str, [*prefix, *entry["loc"]]))
     kind = entry["type"]
     if kind == "extra_forbidden":
-        return f"{name}: {unknown_field(str(last), fields)}"
+        return f"{name}: no such name; {suggestion(str(last), fields)}"
     if kind == "missing":
-        return f"{name} is missing"
+        missing = [*prefix, *path, spellings(str(last), record_at(path, record))]
+        return f"{'.'.join(map(str, missing))} is missing"
     if kind == "value_error":   # from a record's own check, whose message names the fields
         message = str(entry["ctx"]["error"])
         return f"{where}: {message}" if where else message
-    rule = allowed(fields[last]) if last in fields else ""
-    wrong_type = kind.endswith(("_type", "_parsing", "_from_float", "finite_number"))
-    reasons = [rule] if rule else []
-    if wrong_type or not rule:
-        reasons.append(entry["msg"])
-    return f"{name}={entry['input']!r}: {'; '.join(reasons)}"
+    return f"{name}={entry['input']!r}: {wanted(entry, fields.get(last))}"
 
 # %% ../nbs/00_config.ipynb #7cf427ff
 class ConfigType(type(BaseModel)):
@@ -908,13 +955,45 @@ class CommandLine(argparse.ArgumentParser):
         arguments, unknown = self.parse_known_args(args, namespace)
         if unknown:
             options = [name for action in self._actions for name in action.option_strings]
-            self.error(f"no such argument: {' '.join(unknown)}; choose from {', '.join(options)}")
+            typed = unknown[0].split("=")[0]
+            self.error(f"no such argument: {' '.join(unknown)}; {suggestion(typed, options)}")
         return arguments
 
     def error(self, message: str):
         "End the command."
         line = "; ".join(message.splitlines())
         self.exit(2, f"{self.prog}: {line}\n")
+
+# %% ../nbs/00_config.ipynb #1e430934
+def reason_of(error: ValueError | OSError) -> str:
+    "Say in words why a command ends."
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def command(
+    name: str,             # as it is typed
+) -> Callable[[Callable], Callable[..., int]]:
+    "Decorate the function that runs a command: what it raises becomes a line on the error stream and a status."
+    def decorate(run: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
+        @wraps(run)
+        def main(argv: Sequence[str] | None = None) -> int:
+            try:
+                status = run(argv)
+                sys.stdout.flush()
+                return status
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # for what Python writes when it ends
+                return 141
+            except KeyboardInterrupt:
+                status, reason = 130, "interrupted"
+            except (ValueError, OSError) as error:
+                status, reason = 1, reason_of(error)
+            print(f"{name}: {reason}", file=sys.stderr)
+            return status
+        return main
+    return decorate
 
 # %% ../nbs/00_config.ipynb #b35abee8
 def positive(kind: type) -> Callable[[str], int | float]:  # kind: int or float

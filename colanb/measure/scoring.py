@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Rule', 'WHOLE_LETTER', 'KEYWORD_LETTER', 'BRACKET_LETTER', 'LEADING_PHRASE', 'ANSWER_SEGMENT', 'cut', 'normalise',
            'similarity', 'letter_by_form', 'letter_by_text', 'answer_segment', 'option_letter', 'first_word',
-           'release_verdict', 'best_options', 'paper_verdict', 'score', 'Outcome', 'TaskScore', 'mean_if_known',
-           'score_pairs', 'evaluate', 'average', 'join', 'score_file', 'score_parser', 'score_main']
+           'release_verdict', 'best_options', 'paper_verdict', 'checked_item', 'score', 'Outcome', 'TaskScore',
+           'mean_if_known', 'score_pairs', 'evaluate', 'average', 'join', 'score_file', 'score_parser', 'score_main']
 
 # %% ../../nbs/6_measure/03_scoring.ipynb #78da4504
 import json
@@ -21,9 +21,10 @@ from typing import Literal, NamedTuple
 
 from tqdm import tqdm
 
-from ..config import CommandLine
+from ..config import CommandLine, command
 from .estimators import Estimate, mean_of, wilson
-from .tasks import GenerationLine, Item, OnError, TASKS, read_lines, task_format
+from .tasks import GenerationLine, Item, TASKS, task_format
+from ..text.records import OnError, read_lines
 
 # %% ../../nbs/6_measure/03_scoring.ipynb #5c93f51a
 Rule = Literal["release", "paper"]
@@ -197,18 +198,34 @@ def paper_verdict(
     text: str,  # what was written, already cut
     task: str,  # a key of `TASKS`
 ) -> bool:
-    "Judge by the best-matching option; `ValueError` if the item lacks options or the answer is none of them."
+    "Judge by the best-matching option."
     task_form = task_format(task)
     if task_form.verdict == "first_word":
         return first_word(text) == first_word(item.answer)
     if not task_form.choices:
         return similarity(text, item.answer) >= 1
+    return best_options(text, item.choices) == {normalise(item.answer)}
+
+# %% ../../nbs/6_measure/03_scoring.ipynb #0a37dcb6
+def checked_item(
+    item: Item | dict,
+    task: str,              # a key of `TASKS`
+    rule: Rule = "release", # whose rule
+) -> Item:
+    "Read an item; `ValueError` for an unknown task, an item of another one, or one without its options and answer."
+    task_form = task_format(task)
+    item = item if isinstance(item, Item) else Item.read(item, "item")
+    if item.task in TASKS and item.task != task:
+        raise ValueError(f"item {item.id!r} is of task {item.task}, not {task}")
+    if not task_form.choices:
+        return item
     if not item.choices:
-        raise ValueError(f"item {item.id!r}: the paper's rule for {task} needs choices")
-    gold = normalise(item.answer)
-    if gold not in map(normalise, item.choices):
+        raise ValueError(f"item {item.id!r} has no choices: {task} needs them")
+    by_letter = rule == "release" and task_form.verdict == "letter"
+    is_letter = by_letter and option_letter(item.answer, item.choices, segment=False)
+    if not is_letter and normalise(item.answer) not in map(normalise, item.choices):
         raise ValueError(f"item {item.id!r}: answer {item.answer!r} is none of the choices {item.choices}")
-    return best_options(text, item.choices) == {gold}
+    return item
 
 # %% ../../nbs/6_measure/03_scoring.ipynb #809b6ef7
 def score(
@@ -217,14 +234,10 @@ def score(
     task: str,              # a key of `TASKS`
     rule: Rule = "release", # whose rule
 ) -> bool:
-    "Judge one generation; `ValueError` for an unknown task or rule, or an item of another task."
-    item = Item.model_validate(item)
-    answer = cut(text, rule)
-    task_format(task)                # refuses an unknown task
-    if item.task in TASKS and item.task != task:
-        raise ValueError(f"item {item.id!r} is of task {item.task}, not {task}")
+    "Judge one generation; `ValueError` for an unknown rule, or as `checked_item`."
+    item = checked_item(item, task, rule)
     verdict = release_verdict if rule == "release" else paper_verdict
-    return verdict(item, answer, task)
+    return verdict(item, cut(text, rule), task)
 
 # %% ../../nbs/6_measure/03_scoring.ipynb #19002c08
 class Outcome(NamedTuple):
@@ -306,12 +319,11 @@ def evaluate(
     batch_size: int = 32,                           # prompts per call, at least 1
     progress: bool = True,                          # show a bar with items/s and time left
 ) -> TaskScore:
-    "Ask all items and score the answers; `ValueError` if `generate` returns another number of texts than prompts."
+    "Ask all items and score the answers; `ValueError` for a bad item, or other than one text for each prompt."
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    task_format(task)                # a wrong name of task or rule must not cost a whole run
-    cut("", rule)
-    questions = [Item.model_validate(item) for item in items]
+    cut("", rule)                # a wrong rule or item must not cost a whole run
+    questions = [checked_item(item, task, rule) for item in items]
     answers = []
     with tqdm(total=len(questions), desc=task, unit="item", disable=not progress) as bar:
         for start in range(0, len(questions), batch_size):
@@ -418,6 +430,7 @@ def score_parser() -> CommandLine:
     return parser
 
 # %% ../../nbs/6_measure/03_scoring.ipynb #02caead0
+@command("colanb-score")
 def score_main(
     argv: Sequence[str] | None = None, # arguments; default: those of the process
 ) -> int:                              # exit status
@@ -426,11 +439,7 @@ def score_main(
     on_error = "skip" if args.skip_bad else "strict"
     items, generations = Path(args.items).resolve(), Path(args.generations).resolve()
     rejects = Path(args.rejects).resolve() if args.rejects else None
-    try:
-        task_score = score_file(items, generations, args.task, args.rule, on_error, rejects)
-    except (ValueError, OSError) as error:
-        print(f"colanb-score: {error}", file=sys.stderr)
-        return 1
+    task_score = score_file(items, generations, args.task, args.rule, on_error, rejects)
     print(json.dumps(task_score.row()) if args.json else task_score)
     if task_score.rejected:
         print(
