@@ -60,10 +60,14 @@ class BaselineSampler(TextSampler):
         tokenizer: Tokenizer,
         config: SampleConfig = SampleConfig(),
     ):
-        if config.compat != "none":
-            raise ValueError(f"sample.compat={config.compat!r}: baselines know 'none' only")
         super().__init__(tokenizer, config)
         self.model = model.eval()
+
+    def checked(self, config: SampleConfig) -> SampleConfig:
+        "Raise `ValueError` for the release's way of sampling."
+        if config.compat != "none":
+            raise ValueError(f"sample.compat={config.compat!r}: baselines know 'none' only")
+        return config
 
     def canvas(self, ids: list[list[int]], room: int) -> Canvas:
         "Write prompts with `room` masks behind each."
@@ -251,12 +255,13 @@ class PlaidSampler(BaselineSampler):
     "All new tokens at once, from noise; `ValueError` for a repetition penalty."
     drawn = False
 
-    def __init__(self, model: Baseline, tokenizer: Tokenizer, config: SampleConfig = SampleConfig()):
+    def checked(self, config: SampleConfig) -> SampleConfig:
+        "Raise `ValueError` for a repetition penalty too."
         if config.repetition_penalty != 1:
             raise ValueError(
                 f"sample.repetition_penalty={config.repetition_penalty}: "
                 "Plaid writes all tokens at once, so none repeats an earlier one; it knows 1 only")
-        super().__init__(model, tokenizer, config)
+        return super().checked(config)
 
     @torch.no_grad()
     def _blocks(self,

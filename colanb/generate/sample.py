@@ -604,8 +604,12 @@ class TextSampler(ABC):
 
     def __init__(self, tokenizer: Tokenizer, config: SampleConfig):
         self.tokenizer = tokenizer
-        self.config = config
+        self.config = self.checked(config)
         self.stop_ids = getattr(tokenizer, "stop_ids", {tokenizer.eos_id})   # released tokenizers have several
+
+    def checked(self, config: SampleConfig) -> SampleConfig:
+        "Raise `ValueError` for settings that this family does not know."
+        return config
 
     def blocks(self,
         prompts: str | Sequence[str],            # a single text is one prompt
@@ -673,12 +677,17 @@ class TextSampler(ABC):
     def generate(self,
         prompts: str | Sequence[str],            # a single text is one prompt
         seeds: int | Sequence[int] | None = None,   # one per prompt; None: `prompt_seeds`
+        **changes: Any,                          # fields of SampleConfig, e.g. max_new_tokens=64, for these prompts alone
     ) -> list[Generation]:
         "Continue each prompt; the result is the same whatever else is in the batch, and in any order."
+        sampler = self
+        if changes:
+            sampler = copy(self)
+            sampler.config = self.checked(self.config.replace(**changes))
         states = []
-        for states in self.blocks(prompts, seeds):
+        for states in sampler.blocks(prompts, seeds):
             pass   # `blocks` yields after every block; the last states are complete
-        return [self.finish(state) for state in states]
+        return [sampler.finish(state) for state in states]
 
 # %% ../../nbs/4_generate/01_sample.ipynb #13ef4c79
 class _LiveBatch:

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DIT_DEFAULTS', 'DIT_FIELDS', 'VAE_DEFAULTS', 'VAE_FIELDS', 'DIT_NAMES', 'VAE_BLOCK_NAMES', 'VAE_NAMES', 'LIMITS',
-           'check_dit_settings', 'dit_config', 'check_vae_settings', 'vae_config', 'merge_settings', 'dit_settings',
-           'vae_settings', 'released_parts', 'to_release', 'tensor_files', 'StoredTensors', 'abbreviate',
-           'check_tensors', 'rope_tensors', 'load_released_weights', 'ReleasedTokenizer', 'data_text', 'recipe_text',
-           'count_parameters', 'network_sizes', 'card_text', 'ColaModel', 'released_part', 'read_release',
-           'write_network', 'write_release', 'fetch_folder', 'load', 'to_bfloat16', 'ship', 'with_shared_weights']
+           'OpenModel', 'check_dit_settings', 'dit_config', 'check_vae_settings', 'vae_config', 'merge_settings',
+           'dit_settings', 'vae_settings', 'released_parts', 'to_release', 'tensor_files', 'StoredTensors',
+           'abbreviate', 'check_tensors', 'rope_tensors', 'load_released_weights', 'ReleasedTokenizer', 'data_text',
+           'recipe_text', 'count_parameters', 'network_sizes', 'card_text', 'ColaModel', 'released_part',
+           'read_release', 'write_network', 'write_release', 'fetch_folder', 'model_folder', 'load', 'open_any_model',
+           'to_bfloat16', 'ship', 'with_shared_weights']
 
 # %% ../../nbs/5_release/01_hub.ipynb #fad50e82
 import json
@@ -21,18 +22,21 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
-from huggingface_hub.errors import HFValidationError, HfHubHTTPError
+from huggingface_hub.errors import (
+    HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Backend, models
 from torch import Tensor, nn
 
-from ..config import DataConfig, DiTConfig, RunConfig, SampleConfig, VAEConfig, shipped_models
+from ..config import DataConfig, DiTConfig, RunConfig, SampleConfig, VAEConfig, model_place
 from ..generate.sample import Generation, Sampler
 from ..learn.saving import save_model
+from ..model.baselines import Baseline
 from ..model.cola import ColaDLM
 from ..model.dit import DiT
-from ..model.folders import load_model, prior_weights
+from ..model.folders import load_model, open_model, prior_weights
 from ..text.tokenizer import Tokenizer
 
 # %% ../../nbs/5_release/01_hub.ipynb #e06514b8
@@ -445,8 +449,10 @@ def data_text(data: DataConfig) -> str:
         f"- **Source**: {origins[data.source]}",
         f"- **Tokens**: {data.tokenizer}, sequences of {data.seq_len}",
     ]
+    units = {"testbed": "documents", "text": "characters", "hf": "rows"}
     for split, held_out in {"validation": data.validation, "testing": data.test}.items():
-        part = ", ".join(held_out) if isinstance(held_out, list) else f"{held_out:.1%} of the documents"
+        share = f"{held_out:.1%} of the {units[data.source]}" if isinstance(held_out, float) else ""
+        part = share or ", ".join(held_out)
         lines.append(f"- **Held out for {split}**: {part or 'nothing'}")
     return "\n".join(lines)
 
@@ -635,14 +641,28 @@ def write_release(
 
 # %% ../../nbs/5_release/01_hub.ipynb #7f4ede06
 def fetch_folder(
-    name: str | Path,     # on the Hugging Face hub, OWNER/NAME
+    name: str,            # on the Hugging Face hub, OWNER/NAME
     **download: Any,      # of `snapshot_download`
 ) -> Path:
     "Download the JSON and safetensors files of a model; raise `ValueError` if that fails."
     try:
-        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors"], **download))
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"], **download))
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        reason = "no such model on the Hugging Face hub, or it is private"
+    except LocalEntryNotFoundError:
+        reason = "no such folder here, and the Hugging Face hub cannot be reached"
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ValueError(f"{name}: neither a folder nor a model that can be fetched: {error}") from error
+        reason = f"cannot be fetched ({str(error).splitlines()[0]})"
+    raise ValueError(f"{name}: {reason}")
+
+
+def model_folder(
+    name: str | Path,     # as for `config.model_place`
+    **download: Any,      # of `snapshot_download`
+) -> Path:
+    "Find a model's folder, fetched if need be; raise `ValueError` if there is none."
+    place = model_place(name)
+    return place if isinstance(place, Path) else fetch_folder(place, **download)
 
 # %% ../../nbs/5_release/01_hub.ipynb #086a9b45
 def load(
@@ -651,14 +671,27 @@ def load(
     **download: Any,         # for the hub: revision, token, cache_dir, local_files_only, ...
 ) -> ColaModel:
     "Read a model; raise `ValueError` if there is none."
-    folder = shipped_models().get(str(name), Path(name))
-    if not folder.is_dir():
-        folder = fetch_folder(name, **download)
+    folder = model_folder(name, **download)
     if (folder / "run.json").exists():
         return ColaModel(*load_model(folder, device))
-    if not (folder / "cola_dit").is_dir():
-        raise ValueError(f"{name} holds neither run.json nor cola_dit/: not a model folder, or not trained yet")
     return read_release(folder).to(device)
+
+# %% ../../nbs/5_release/01_hub.ipynb #298f1e21
+OpenModel = tuple[RunConfig, ColaDLM | Baseline, Tokenizer]
+
+def open_any_model(
+    model: OpenModel | ColaModel | str | Path,  # open already, or its name as for `load`
+    device: str = "cpu",                        # of a model that is opened here
+) -> OpenModel:
+    "Open a model of any family; return its run, networks and tokenizer."
+    if isinstance(model, tuple):
+        return model
+    if not isinstance(model, ColaModel):
+        folder = model_folder(model)
+        if (folder / "run.json").exists():
+            return open_model(folder, device)
+        model = load(folder, device)
+    return model.run, model.model, model.tokenizer
 
 # %% ../../nbs/5_release/01_hub.ipynb #63985bab
 def to_bfloat16(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
