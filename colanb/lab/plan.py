@@ -106,7 +106,7 @@ def _step_row(
         "sequences per GPU": sequences,
         "accumulate": sequences // microbatch,
         "FLOPs per token, 1e9": flops_per_token / 1e9,
-        f"tokens/s of {gpus} GPUs": rate,
+        f"tokens/s of {gpus} GPU{'s' if gpus > 1 else ''}": rate,
     }
     seconds = run.stage2.seconds
     if seconds:
@@ -234,7 +234,7 @@ def gpu_of(text: str) -> tuple[float, float]:  # TFLOP/s, GB
     return peak, gb
 
 # %% ../../nbs/8_lab/06_plan.ipynb #acd0e36a
-PREFIXES = {"E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3}
+PREFIXES = {"Z": 1e21, "E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3}
 TIMES = {"days": 86_400.0, "hours": 3600.0, "minutes": 60.0}
 
 
