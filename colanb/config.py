@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['ROOT', 'LIMITS', 'Count', 'Share', 'LOCAL_BUILDERS', 'SOURCE_FIELDS', 'FAMILY_FIELDS', 'NOT_DECISIVE', 'TaskName',
            'ProbeName', 'project_root', 'shipped_models', 'model_place', 'allowed', 'record_at', 'suggestion',
-           'spellings', 'explain', 'ConfigType', 'Config', 'DataConfig', 'VAEConfig', 'DiTConfig', 'BaselineConfig',
-           'FlowConfig', 'TrainConfig', 'SampleConfig', 'ODEConfig', 'RunConfig', 'text_run', 'TaskConfig',
-           'SweepConfig', 'StudyConfig', 'vary', 'Profile', 'named_entries', 'unknown_names', 'wrong_runs',
-           'wrong_studies', 'wrong_settings', 'read_params', 'load_profile', 'load_run', 'check_params', 'CommandLine',
-           'reason_of', 'command', 'positive', 'nan_to_null', 'stream', 'pick_device']
+           'spellings', 'wanted', 'explain', 'ConfigType', 'Config', 'DataConfig', 'VAEConfig', 'DiTConfig',
+           'BaselineConfig', 'FlowConfig', 'TrainConfig', 'SampleConfig', 'ODEConfig', 'RunConfig', 'text_run',
+           'TaskConfig', 'SweepConfig', 'StudyConfig', 'vary', 'Profile', 'named_entries', 'unknown_names',
+           'wrong_runs', 'wrong_studies', 'wrong_settings', 'read_params', 'load_profile', 'load_run', 'check_params',
+           'CommandLine', 'reason_of', 'command', 'positive', 'nan_to_null', 'stream', 'pick_device']
 
 # %% ../nbs/00_config.ipynb #21919728
 import argparse
@@ -141,6 +141,19 @@ def spellings(
             return f"{field} (or {', '.join(others)})"
     return name
 
+# %% ../nbs/00_config.ipynb #6735303a
+def wanted(
+    entry: dict,               # one entry of `ValidationError.errors()`
+    field: FieldInfo | None,   # None: not a field of the record
+) -> str:
+    "Say what should be in the place of a wrong value."
+    rule = allowed(field) if field else ""
+    wrong_type = entry["type"].endswith(("_type", "_parsing", "_from_float", "finite_number"))
+    reasons = [rule] if rule else []
+    if wrong_type or not rule:
+        reasons.append(entry["msg"])
+    return "; ".join(reasons)
+
 # %% ../nbs/00_config.ipynb #098650fc
 def explain(
     entry: dict,               # one entry of `ValidationError.errors()`
@@ -161,12 +174,7 @@ def explain(
     if kind == "value_error":   # from a record's own check, whose message names the fields
         message = str(entry["ctx"]["error"])
         return f"{where}: {message}" if where else message
-    rule = allowed(fields[last]) if last in fields else ""
-    wrong_type = kind.endswith(("_type", "_parsing", "_from_float", "finite_number"))
-    reasons = [rule] if rule else []
-    if wrong_type or not rule:
-        reasons.append(entry["msg"])
-    return f"{name}={entry['input']!r}: {'; '.join(reasons)}"
+    return f"{name}={entry['input']!r}: {wanted(entry, fields.get(last))}"
 
 # %% ../nbs/00_config.ipynb #7cf427ff
 class ConfigType(type(BaseModel)):

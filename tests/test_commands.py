@@ -1,13 +1,19 @@
-"Commands answer at once: help and wrong arguments need none of the large libraries."
+"Commands answer at once: help and wrong arguments need none of the large libraries. What ends them is one line and a status."
+import json
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from colanb.config import DataConfig, text_run
+
 ROOT = Path(__file__).resolve().parents[1]
 ENTRY = {"generate": ("colanb.release.cli", "main"), "score": ("colanb.measure.scoring", "score_main"),
          "plan": ("colanb.lab.plan", "main")}
+MODULES = ("colanb.release.conformance", "colanb.measure.quality", "colanb.lab.bench", "colanb.lab.gpu")
 LARGE = ("torch", "pandas", "scipy.stats", "matplotlib", "transformers", "datasets", "huggingface_hub", "sklearn", "xformers")
 
 
@@ -30,8 +36,18 @@ def test_help_needs_no_large_library(command):
     assert (status, imported, errors) == (0, [], "") and f"usage: colanb-{command}" in said
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_help_of_a_module_comes_before_its_imports(module):
+    command = [sys.executable, "-X", "importtime", "-m", module, "--help"]
+    done = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True)
+    imported = re.findall(r"\| +([\w.]+)$", done.stderr, re.M)
+    assert (done.returncode, set(LARGE) & set(imported)) == (0, set()) and f"usage: python -m {module}" in done.stdout
+
+
 WRONG = {
-    ("generate", "--tokns", "3"): "--tokens",
+    ("generate", "--tokns", "3"): "no such argument: --tokns 3; did you mean '--tokens'?",
+    ("generate", "--promt=Once"): "did you mean '--prompt'?",
+    ("generate", "--model", "README.md"): "--model README.md is a file",
     ("generate", "--tokens", "0"): "--tokens 0: must be >= 1",
     ("generate", "--tokens", "many"): "invalid int value: 'many'",
     ("generate", "--items", "items.jsonl", "--prompt", "Once"): "--items takes the place of --prompt and --watch",
@@ -64,6 +80,66 @@ def test_missing_file_is_told_without_large_libraries():
 def test_outside_a_project_it_is_told_where_one_is_named(tmp_path):
     status, _, errors, imported = ask("plan", "tiny", folder=tmp_path)
     assert (status, imported) == (1, []) and f"no parameter file params.yaml in {tmp_path}" in errors and "COLANB_ROOT" in errors
+
+
+def test_a_run_is_planned_outside_a_project(tmp_path):
+    run = text_run(DataConfig(source="text", path="my_texts", tokenizer="bpe", vocab_size=512, seq_len=128))
+    (tmp_path / "mine.json").write_text(run.model_dump_json())
+    status, said, errors, _ = ask("plan", "mine.json", folder=tmp_path)
+    assert (status, errors) == (0, "") and said.startswith("Run mine: 8 sequences of 128 tokens a step") and "tokens in 200 seconds" in said
+
+
+def test_items_without_an_answer_or_a_file_are_named(tmp_path):
+    (tmp_path / "items.jsonl").write_text('{"id": 1, "prompt": "a"}\n')
+    status, _, errors, _ = ask("score", "items.jsonl", "items.jsonl", "--task", "lambada", folder=tmp_path)
+    assert (status, errors) == (1, f"colanb-score: {tmp_path}/items.jsonl, line 1: answer (or ground_truth) is missing\n")
+    status, _, errors, imported = ask("generate", "--model", "english", "--items", "nothere.jsonl", folder=tmp_path)
+    assert (status, errors, imported) == (1, "colanb-generate: no such file: nothere.jsonl\n", [])
+
+
+@pytest.mark.parametrize("rule", ["release", "paper"])
+def test_items_without_choices_are_refused(tmp_path, rule):
+    item = {"id": "q7", "prompt": "a", "answer": "quagga"}
+    (tmp_path / "written.jsonl").write_text('{"id": "q7", "generate": "b"}\n')
+    for more, reason in (({}, "item 'q7' has no choices: mmlu needs them"), ({"choices": ["c", "zebra"]}, "item 'q7': answer 'quagga' is none of")):
+        (tmp_path / "items.jsonl").write_text(json.dumps({**item, **more}))
+        status, _, errors, _ = ask("score", "items.jsonl", "written.jsonl", "--task", "mmlu", "--rule", rule, folder=tmp_path)
+        assert status == 1 and reason in errors and errors.count("\n") == 1
+
+
+def start(code, folder):
+    "Start Python code that Ctrl-C can interrupt, though this process may run in the background."
+    code = f"import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); {code}"
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    return subprocess.Popen([sys.executable, "-u", "-c", code], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("where", ["importing", "writing"])
+def test_ctrl_c_leaves_the_text_so_far_and_one_line(tmp_path, where):
+    call = "from colanb.release.cli import main; print('ready'); sys.exit(main(['--model', 'english', '--prompt', 'Once', '--tokens', '4000']))"
+    with start(call, tmp_path) as process:
+        assert process.stdout.readline() == "ready\n"
+        shown = process.stdout.read(12) if where == "writing" else ""
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=60)
+    [*notices, last] = errors.splitlines()
+    assert (process.returncode, last) == (130, "colanb-generate: interrupted") and len(notices) <= 1
+    assert (shown + rest).startswith("Once") and (shown + rest).endswith("\n") if where == "writing" else rest == ""
+
+
+def test_a_reader_that_leaves_ends_a_command_silently(tmp_path):
+    call = "from colanb.release.cli import main; sys.exit(main(['--model', 'english', '--tokens', '4000', '--seed', '3']))"
+    with start(call, tmp_path) as process:
+        assert process.stdout.read(1)
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.wait() == 141 and "Broken" not in errors and "Traceback" not in errors
+
+
+def test_a_long_prompt_is_noticed(tmp_path):
+    status, said, errors, _ = ask("generate", "--model", "english", "--prompt", "One fox. " * 100, "--tokens", "2", "--steps", "2", folder=tmp_path)
+    assert status == 0 and said.startswith("One fox. ") and errors.count("\n") == 1
+    assert "to write, but the model was trained on 256 at a time" in errors
 
 
 def test_a_foreign_parameter_file_is_answered_with_the_option(tmp_path):

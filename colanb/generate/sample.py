@@ -677,7 +677,7 @@ class TextSampler(ABC):
     def generate(self,
         prompts: str | Sequence[str],            # a single text is one prompt
         seeds: int | Sequence[int] | None = None,   # one per prompt; None: `prompt_seeds`
-        **changes: Any,                          # fields of SampleConfig, e.g. max_new_tokens=64, for these prompts alone
+        **changes: Any,                          # fields of SampleConfig for these prompts, e.g. max_new_tokens=64
     ) -> list[Generation]:
         "Continue each prompt; the result is the same whatever else is in the batch, and in any order."
         sampler = self

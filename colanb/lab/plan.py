@@ -176,10 +176,11 @@ def plan_parser() -> CommandLine:
         description="Parameters, FLOPs, memory, throughput and GPU-hours of a run, before it is started.",
     )
     add = parser.add_argument
-    add("plan", metavar="PLAN", help="a profile of params.yaml, a model's folder, or a run's settings in a file such as mine.json")
+    add("plan", metavar="PLAN",
+        help="a profile of params.yaml, a model's folder, or a run's settings in a file such as mine.json")
     add("--run", help="a run of the profile (default: its main run)")
     add("--gpus", type=positive(int),
-        help="GPUs over which everything is sharded; 1 shards nothing (default: 64, or 1 where 64 do not divide the batch)")
+        help="GPUs over which all is sharded; 1 shards nothing (default: 64, or 1 where 64 do not divide the batch)")
     add("--gpu", default="h100", help=f"{', '.join(GPUS)}, or TFLOP/s,GB (default: h100)")
     add("--mfu", type=positive(float), default=0.4, help="share of the peak that training reaches (default: 0.4)")
     add("--microbatch", type=positive(int), default=1, help="sequences per pass (default: 1)")
@@ -289,8 +290,8 @@ def aligned(rows: list[dict[str, str]]) -> str:
     else:
         lines = [list(rows[0]), *(list(row.values()) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines)]
-    padded = [[cell.ljust(width) for cell, width in zip(line, widths)] for line in lines]
-    return "\n".join("  ".join(line).rstrip() for line in padded)
+    form = "  ".join(f"{{:{width}}}" for width in widths)
+    return "\n".join(form.format(*line).rstrip() for line in lines)
 
 
 def print_table(name: str, rows: list[dict[str, Any]]) -> None:
