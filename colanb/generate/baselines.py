@@ -359,8 +359,6 @@ def make_sampler(
 ) -> TextSampler:
     "Make the sampler of the model's family, Cola's too; `ValueError` for a VAE without a prior."
     if isinstance(model, ColaDLM):
-        if model.dit is None:
-            raise ValueError("a VAE without a prior cannot generate")
         return Sampler(model.vae, model.dit, tokenizer, config)
     if not isinstance(model, Baseline):
         raise TypeError(f"model is a {type(model).__name__}: give a ColaDLM or a baseline, such as load(...).model")

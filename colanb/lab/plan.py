@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GPUS', 'PAPER_RULE', 'PREFIXES', 'TIMES', 'COLUMNS', 'budgets', 'check_even', 'plan_tables', 'plan', 'plan_parser',
-           'with_vocabulary', 'chosen_run', 'gpu_of', 'quantity', 'readable', 'aligned', 'print_table', 'gpus_for',
-           'heading', 'main']
+           'at_largest_vocabulary', 'chosen_run', 'gpu_of', 'quantity', 'readable', 'aligned', 'print_table',
+           'gpus_for', 'heading', 'main']
 
 # %% ../../nbs/8_lab/06_plan.ipynb #ec77d19b
 import argparse
@@ -190,7 +190,7 @@ def plan_parser() -> CommandLine:
     return parser
 
 # %% ../../nbs/8_lab/06_plan.ipynb #d69ad273
-def with_vocabulary(run: RunConfig) -> RunConfig:
+def at_largest_vocabulary(run: RunConfig) -> RunConfig:
     "Give a run's networks the largest vocabulary that its tokenizer may have, where that is to be made."
     if run.data.tokenizer not in ("word", "bpe"):
         return run
@@ -213,14 +213,14 @@ def chosen_run(
             profile = load_profile(name=place)
         except ValueError as error:
             raise ValueError(f"{error}; or give a model's folder, or a file of a run's settings") from None
-        return with_vocabulary(profile.run(name or profile.main))
+        return at_largest_vocabulary(profile.run(name or profile.main))
     if name:
         raise ValueError(f"--run {name}: {path} holds one run")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
-    return with_vocabulary(RunConfig.read(values, str(path)))
+    return at_largest_vocabulary(RunConfig.read(values, str(path)))
 
 # %% ../../nbs/8_lab/06_plan.ipynb #d83c1e4e
 def gpu_of(text: str) -> tuple[float, float]:  # TFLOP/s, GB
