@@ -373,8 +373,7 @@ def remember(dit: DiT, block: Float[Tensor, "b m d"], cache: KVCache) -> None:
 @torch.no_grad()
 def last_steps(
     dit: DiT,
-    z: Float[Tensor, "b n d"],       # latents at time `start`
-    held: Float[Tensor, "b n d"],    # clean latents, of which those are used that are not free
+    z: Float[Tensor, "b n d"],       # latents at time `start`, held ones clean
     free: Bool[Tensor, "b n"],       # latents that take the step
     start: float,
 ) -> Float[Tensor, "b n d"]:
@@ -382,7 +381,6 @@ def last_steps(
     size = dit.config.block_size
     cache = dit.trunk.cache(len(z), z.shape[1])
     times = torch.where(free, start, 0.0)
-    z = torch.where(free[..., None], z, held)
     first = first_moving_block(free, size)
     clean = [z[:, :first]]
     for block, t in zip(z[:, first:].split(size, 1), times[:, first:].split(size, 1)):
@@ -420,7 +418,7 @@ class SamplerScorer(TextScorer):
         z = q.at(self.noise(x, own | left_over, mean, generator))
         log_q = (q.log_prob(z) * own).sum(1)
         z = torch.where(own[..., None], z, held)
-        clean = last_steps(self.dit, z, held, own, self.start)
+        clean = last_steps(self.dit, z, own, self.start)
         if left_over.any():
             z, clean, log_r = self.fill(x, Stopped(z, clean), torch.where(own[..., None], mean, held), generator)
             log_q = log_q + log_r
@@ -439,7 +437,7 @@ class SamplerScorer(TextScorer):
         noise = torch.where(wanted, self.noise(x, left_over, held, generator), held)
         drawn, density = self.flow(noise, left_over, generator, draw=True, past=latents.clean)
         z = torch.where(wanted, drawn, latents.z)
-        return z, last_steps(self.dit, z, z, own | left_over, self.start), density.log_prob
+        return z, last_steps(self.dit, z, own | left_over, self.start), density.log_prob
 
     def decode(self, z):
         "Compute the logits of p(x|z0) as in generation, where no later block is there yet."
