@@ -735,6 +735,7 @@ class StudyConfig(Config):
     "Many small runs that differ from one run in a few fields; each is trained, measured and thrown away."
     base: str                              # run of `runs` that is varied
     corpus: str
+    seeds: list[int] | None = Field(None, min_length=1)    # None: the profile's
     grid: list[dict[str, list[Any]]] = Field([{}], min_length=1)   # field, such as `flow.loc` -> its values
     checkpoints: list[int] = []            # steps of stage 2 at which scores are taken too; the last step always is one
     names: list[TaskName] | None = None    # tasks; None: all of the profile's
@@ -779,6 +780,7 @@ class Profile(Config):
     slugs: list[str] = []               # figures that need scores, keys of `sweeps`
     sweeps: dict[str, SweepConfig] = {}
     studies: dict[str, StudyConfig] = {}
+    sampled: Literal["runs", "sampling"] = "sampling"   # data/results/<this>: many sampler settings of a study or sweep
     studied: list[str] = []             # this profile's name if DVC draws the figures of its studies, else nothing
 
     def _entry(self, kind: str, name: str, entries: dict[str, Any]) -> Any:

@@ -13,7 +13,7 @@ import pytest
 
 from colanb.lab import gpu
 from colanb.config import load_profile
-from colanb.evidence.study import keep_rows
+from colanb.evidence.store import FIELDS, run_text
 from colanb.release.conformance import TOLERANCE
 from colanb.text.corpus import prepare
 from colanb.learn.train import train_vae
@@ -49,7 +49,7 @@ def kit(pack, out, parts, **more):
 
 def merge(folder, place):
     "Run .ci/gpu-merge into another place."
-    command = [sys.executable, ROOT / ".ci/gpu-merge", folder, "--records", place / "records", "--runs", place / "runs", "--resume", place / "resume"]
+    command = [sys.executable, ROOT / ".ci/gpu-merge", folder, "--records", place / "records", "--runs", place / "runs", "--store", place / "store"]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -68,14 +68,14 @@ def test_dry_run_does_every_part_and_is_not_merged(pack, tmp_path):
     assert records["train.english_2"]["steps"] == 6
     units = records["campaign"]["units"]
     assert len(units) == records["campaign"]["planned"] == len(load_profile(name="english").studies)
-    with zipfile.ZipFile(tmp_path / "out/campaign.zip") as packed: assert len(packed.namelist()) == len(units)
+    with zipfile.ZipFile(tmp_path / "out/campaign.zip") as packed: assert len(packed.namelist()) == len(units) + 1   # and the index
     assert records["speed"]["training"][0]["mfu"]["median"] > 0 and len(records["generation"]["rows"]) == 14
     assert sum(row["way"].endswith(", graphs") for row in records["generation"]["rows"]) == 6
     assert records["graphs"]["cases"] == 24 and records["graphs"]["worst"]["fp32"] < TOLERANCE
     with zipfile.ZipFile(tmp_path / "out/english_2.zip") as packed: assert {"dit.safetensors", "vae.safetensors", "run.json", "tokenizer.json"} <= set(packed.namelist())
     merged = merge(tmp_path / "out", tmp_path)
     assert merged.returncode == 0, merged.stderr
-    assert merged.stdout.count("a dry run, left out") == len(parts) and not list(tmp_path.glob("re*/*")) and not list(tmp_path.glob("runs/*"))
+    assert merged.stdout.count("a dry run, left out") == len(parts) and not list(tmp_path.glob("store/*")) and not list(tmp_path.glob("records/*")) and not list(tmp_path.glob("runs/*"))
 
 
 def test_a_part_that_fails_and_one_that_is_late_are_reported(tmp_path):
@@ -99,14 +99,16 @@ def test_a_campaign_that_is_ended_keeps_what_it_has(tmp_path, monkeypatch):
     "Units are files of numbers here; the campaign is ended after the second."
     def ended(units, profile, place, workers, seconds, report):
         for i in range(2):
-            keep_rows(place.rows / f"study-english-{units[0].study}-0/{i}.json", [{"metric": "flops", "value": i}])
-            report([{"study": units[0].study, "index": i} for i in range(i + 1)])
+            place.store.mkdir(parents=True, exist_ok=True)
+            (place.store / f"{i}.json").write_text("{}")
+            report([{"study": "recipes", "index": i} for i in range(i + 1)])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(gpu, "run_campaign", ended)
+    monkeypatch.setattr(gpu, "_lacking", lambda profile, place: [])
     with pytest.raises(KeyboardInterrupt): gpu.run_one("campaign", gpu.Setup("cpu", True, tmp_path / "pack", tmp_path, 100.0))
     assert len(json.loads((tmp_path / "campaign.json").read_text())["units"]) == 2
-    with zipfile.ZipFile(tmp_path / "campaign.zip") as packed: assert sorted(packed.namelist()) == [f"study-english-recipes-0/{i}.json" for i in range(2)]
+    with zipfile.ZipFile(tmp_path / "campaign.zip") as packed: assert sorted(packed.namelist()) == [f"english/{i}.json" for i in range(2)]
 
 
 def test_records_and_models_of_a_card_come_home(tmp_path):
@@ -117,13 +119,25 @@ def test_records_and_models_of_a_card_come_home(tmp_path):
     (tmp_path / "out/results.json").write_text(json.dumps(records))
     for name in ("small", "dry"):
         with zipfile.ZipFile(tmp_path / f"out/{name}.zip", "w") as packed: packed.writestr("run.json", "{}")
-    with zipfile.ZipFile(tmp_path / "out/campaign.zip", "w") as packed: packed.writestr("study-english-recipes-0/a.json", "[]")
+    run = run_text(dict.fromkeys(FIELDS, "") | {"rows": []})
+    with zipfile.ZipFile(tmp_path / "out/campaign.zip", "w") as packed:
+        for name, text in {"a": run, "b": run, "index": "{}"}.items(): packed.writestr(f"english/{name}.json", text)
+    (tmp_path / "store/english").mkdir(parents=True)
+    (tmp_path / "store/english/b.json").write_text("was there")
     done = merge(tmp_path / "out", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "resume/study-english-recipes-0/a.json").read_text() == "[]"
+    assert "campaign.zip: 1 new runs of studies, 1 that were there" in done.stdout
+    texts = {file.name: file.read_text() for file in (tmp_path / "store/english").iterdir()}
+    assert texts == {"a.json": run, "b.json": "was there", "index.json": "{}"}
     assert {path.name: json.loads(path.read_text()) for path in (tmp_path / "records").iterdir()} == {f"{name}.json": records[name] for name in ("steps", "train.small")}
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["small"] and (tmp_path / "runs/small/0/run.json").exists()
     assert merge(tmp_path / "none", tmp_path).returncode == 2
+
+    with zipfile.ZipFile(tmp_path / "out/campaign.zip", "w") as packed: packed.writestr("english/c.json", run[:40])
+    refused = merge(tmp_path / "out", tmp_path)
+    assert refused.returncode == 1 and "english/c.json is damaged" in refused.stderr and "Traceback" not in refused.stderr
+    assert not (tmp_path / "store/english/c.json").exists()
+    (tmp_path / "out/campaign.zip").unlink()
 
     records["steps"] |= {"compiled": {"error": "no memory"}}
     (tmp_path / "out/results.json").write_text(json.dumps({"steps": records["steps"]}))

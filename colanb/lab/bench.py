@@ -72,6 +72,7 @@ from torch import Tensor
 from torch._inductor.utils import fresh_cache
 
 from ..config import DiTConfig, FlowConfig, SampleConfig, TrainConfig, VAEConfig, command, stream
+from ..evidence.campaign import cpu_name
 from ..evidence.plots import markdown_table
 from ..generate.sample import Sampler
 from .plain import NumberTokenizer, plain_copy, plain_generate
@@ -875,10 +876,9 @@ def machine() -> dict[str, Any]:
     "Describe processor and versions; no name of the host."
     info = Path("/proc/cpuinfo")
     text = info.read_text() if info.exists() else ""
-    models = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
     known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
     return dict(
-        cpu=models[0] if models else platform.machine(),
+        cpu=cpu_name(),
         cores=os.cpu_count(),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
