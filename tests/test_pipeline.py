@@ -125,7 +125,7 @@ def test_what_is_missing_is_named(tree):
     with pytest.raises(ValueError, match="other has 0 notebooks NN_other"): WRITER["code_of"](tree, ["other"])
     (tree / "colanb/config.py").write_text("from .gone import A")
     with pytest.raises(ValueError, match="colanb.gone"): WRITER["code_of"](tree, ["figure"])
-    (tree / "nbs/exp/pipeline.yaml").write_text("steps: {}\nfigures: {rq1: {reslts: rq1}}\nstudied: {}\nplots: []\n")
+    (tree / "nbs/exp/pipeline.yaml").write_text("steps: {}\nshared: {}\nfigures: {rq1: {reslts: rq1}}\nstudied: {}\nplots: []\n")
     with pytest.raises(ValueError, match="rq1 has .'reslts'.*results"): WRITER["table_of"](tree)
 
 
