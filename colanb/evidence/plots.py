@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OURS', 'PAPER', 'TRUTH', 'TASK_NAMES', 'UNKNOWN', 'house_style', 'save_figure', 'panels', 'figure_legend', 'log_axis',
-           'mark_zeros', 'in_percent', 'curve', 'series', 'error_lengths', 'task_bars', 'seed_curve', 'calm',
-           'learning_curves', 'number_text', 'interval_text', 'signed_text', 'markdown_table']
+           'mark_zeros', 'in_percent', 'curve', 'series', 'error_lengths', 'task_bars', 'seed_curve',
+           'flatten_rounding', 'learning_curves', 'number_text', 'interval_text', 'signed_text', 'markdown_table']
 
 # %% ../../nbs/7_evidence/01_plots.ipynb #ea494e72
 import math
@@ -120,12 +120,15 @@ def mark_zeros(
     x: Sequence[float],    # places of bars or points
     table: pd.DataFrame,   # a row for each: value, asked (answers behind it)
 ) -> None:
-    "Write `0 of 500` at bars of height zero; once in the middle if there is nothing else in a panel of lines."
+    "Write `0 of 500` at bars of height zero; once if all points of a panel of lines are zero."
     zero = table.value.to_numpy() == 0
     texts = [f"0 of {count:,}" for count in table.asked]
+    if zero.all():
+        ax.set_ylim(0, 1)
     if zero.all() and ax.lines and not ax.patches:
-        counts = " or ".join(dict.fromkeys(texts))
-        ax.text(0.5, 0.5, f"each point: {counts}", transform=ax.transAxes, ha="center", fontsize=7)
+        least, most = table.asked.min(), table.asked.max()
+        counts = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        ax.text(0.5, 0.1, f"each point: 0 of {counts}", transform=ax.transAxes, ha="center", fontsize=7)
         return
     for place in np.flatnonzero(zero) if ax.patches else []:
         ax.annotate(
@@ -232,7 +235,7 @@ def seed_curve(
         ax.plot(dots.step, dots[held_out], ".", color=color, ms=4)
 
 # %% ../../nbs/7_evidence/01_plots.ipynb #fdd4cdb8
-def calm(
+def flatten_rounding(
     ax: Axes,   # with its lines drawn
 ) -> None:
     "Widen the y axis of lines that move by less than a thousandth, so that rounding does not look like a step."
@@ -256,7 +259,7 @@ def learning_curves(
             seed_curve(ax, logs[seed], column, sns.color_palette()[i % 10], f"seed {seed}")
         if column in logy:
             ax.set_yscale("log")
-        calm(ax)
+        flatten_rounding(ax)
         ax.set(xlabel="step", title=column.replace("_", " "))
     axes[0].legend(fontsize=6)
     return figure
