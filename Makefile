@@ -25,7 +25,7 @@ repro: .venv  ## run the pipeline of the active profile: data, training, scores,
 preview: .venv  ## what `make repro` would run after your edits, and why (STAGE="rq3_cfg@quick" for one figure)
 	$(VENV) python .ci/pipeline && python .ci/preview $(STAGE)
 
-figures: .venv  ## draw the figures from committed results, without training (PROFILE=tiny)
+figures: .venv  ## draw the figures from committed results, without training (PROFILE=tiny; shared: those of no profile)
 	$(VENV) python .ci/pipeline && python .ci/figures $(PROFILE)
 
 test: .venv drift  ## export drift, notebook tests, tests/; annotations are checked

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VOLATILE', 'KEPT_METADATA', 'PORTABLE', 'read_pair', 'parser_of_run', 'declared_parameters', 'parse_parameter',
-           'scrub_text', 'join_streams', 'scrub_outputs', 'scrub', 'write_notebook', 'failing_cell', 'check_arguments',
-           'execute', 'relay', 'seed_environment', 'forward_stops', 'end_with_parent', 'seed_command', 'fan_out',
-           'check_names', 'replacing', 'run_typed', 'main']
+           'scrub_text', 'join_streams', 'scrub_outputs', 'scrub', 'rebase_links', 'write_notebook', 'failing_cell',
+           'check_arguments', 'execute', 'relay', 'seed_environment', 'forward_stops', 'end_with_parent',
+           'seed_command', 'fan_out', 'check_names', 'replacing', 'run_typed', 'main']
 
 # %% ../nbs/01_run.ipynb #f9fc50f2
 import argparse
@@ -183,6 +183,33 @@ def scrub(
             scrub_outputs(cell)
     return nb
 
+# %% ../nbs/01_run.ipynb #09e58f1d
+def rebase_links(
+    nb: nbformat.NotebookNode,  # executed notebook, changed in place
+    source: str | Path,         # folder for which its links are written
+    target: str | Path,         # folder in which it will lie
+) -> nbformat.NotebookNode:
+    "Rewrite relative links in text cells and in Markdown that cells have shown."
+    def rebased(found: re.Match) -> str:
+        link, mark, anchor = found[2].partition("#")
+        file = (Path(source) / link).resolve()
+        if not link or ":" in link or not file.exists():
+            return found[0]
+        place = os.path.relpath(file, Path(target).resolve())
+        return f"{found[1]}{Path(place).as_posix()}{mark}{anchor}"
+
+    def rewrite(text: str) -> str:
+        return re.sub(r"(\]\(|src=\")([^)\s\"]+)", rebased, text)
+
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            cell.source = rewrite(cell.source)
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "text/markdown" in data:
+                data["text/markdown"] = rewrite(data["text/markdown"])
+    return nb
+
 # %% ../nbs/01_run.ipynb #8af6f4cb
 def write_notebook(
     nb: nbformat.NotebookNode,  # notebook to write
@@ -250,7 +277,7 @@ def execute(
     except Exception as error:
         message = f"{notebook} failed in {failing_cell(partial)}; as far as it came: {partial}\n{error}"
         raise RuntimeError(message) from error
-    write_notebook(scrub(nb), out)
+    write_notebook(rebase_links(scrub(nb), notebook.parent, out.parent), out)
     partial.unlink()
     return out
 

@@ -33,6 +33,14 @@ def stage(name):
     return STAGES[name].get("do", STAGES[name])
 
 
+def is_figure(name):
+    return any(f"out={folder}" in stage(name)["cmd"] for folder in ("figures/", "${profile.figures}/"))
+
+
+def notebook_of(name):
+    return re.search(r"nbs/exp/[\w/]+\.ipynb", stage(name)["cmd"]).group(0)
+
+
 def copy_library(target):
     "A copy of what the fingerprints are made from."
     for name in ("settings.ini", "setup.py", "README.md", "LICENSE"): shutil.copy(ROOT / name, target)
@@ -118,7 +126,7 @@ def test_what_is_missing_is_named(tree):
     with pytest.raises(ValueError, match="other has 0 notebooks NN_other"): WRITER["code_of"](tree, ["other"])
     (tree / "colanb/config.py").write_text("from .gone import A")
     with pytest.raises(ValueError, match="colanb.gone"): WRITER["code_of"](tree, ["figure"])
-    (tree / "nbs/exp/pipeline.yaml").write_text("steps: {}\nfigures: {rq1: {reslts: rq1}}\nstudied: {}\nplots: []\n")
+    (tree / "nbs/exp/pipeline.yaml").write_text("steps: {}\nshared: {}\nfigures: {rq1: {reslts: rq1}}\nstudied: {}\nplots: []\n")
     with pytest.raises(ValueError, match="rq1 has .'reslts'.*results"): WRITER["table_of"](tree)
 
 
@@ -259,9 +267,8 @@ def test_defaults_of_a_step_are_of_the_profile_it_loads(name):
 
 
 def test_figure_stages_read_only_what_git_keeps():
-    for name in STAGES:
+    for name in filter(is_figure, STAGES):
         outs = stage(name)["outs"]
-        if not any("${profile.figures}" in str(out) for out in outs): continue
         assert not any(d.startswith(("data/tokens", "data/vaes", "data/runs")) for d in stage(name)["deps"]), name
         assert all(isinstance(out, dict) and list(out.values()) == [{"cache": False, "persist": True}] for out in outs), name
 
@@ -302,9 +309,8 @@ def displayed(notebook):
 
 def test_contents_list_every_figure_stage():
     contents = displayed(ROOT / "nbs/contents.ipynb")
-    for name in STAGES:
-        if not any("${profile.figures}" in str(out) for out in stage(name)["outs"]): continue
-        notebook = re.search(r"nbs/(exp/[\w/]+\.ipynb)", stage(name)["cmd"]).group(1)
+    for name in filter(is_figure, STAGES):
+        notebook = notebook_of(name).removeprefix("nbs/")
         assert f"]({notebook})" in contents, f"{name}: no link to {notebook}: run `make executed`"
         assert f"](../figures/{name}.ipynb)" in contents, f"{name}: no link to the executed notebook"
 
@@ -316,9 +322,48 @@ def test_contents_list_every_module():
         if "exp" not in place.parts: assert f"]({place})" in contents, f"{place}: run `make executed`"
 
 
-@pytest.mark.parametrize("page", ["README.md", "nbs/contents.ipynb"])
+def test_figures_run_by_hand_overwrite_nothing():
+    "Committed figures are of one profile each, and only the pipeline says which: a notebook's own `out` is not kept by git."
+    for name in filter(is_figure, STAGES):
+        cells = nbformat.read(ROOT / notebook_of(name), as_version=4).cells
+        [parameters] = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+        assert f'out = ".scratch/figures/{name}"\n' in parameters + "\n", notebook_of(name)
+
+
+def test_a_figure_of_no_profile_reads_nothing_of_one():
+    for name in WRITER["table_of"](ROOT)["shared"]:
+        assert "profile" not in json.dumps(STAGES[name]), name
+        assert "load_profile" not in (ROOT / notebook_of(name)).read_text(), name
+        assert not list((ROOT / "figures").glob(f"*/{name}.*")), f"{name} is drawn again for a profile"
+
+
+PAGES = [*(ROOT / "figures").rglob("*.ipynb"), *(ROOT / "figures").rglob("*.md")]
+FIGURES = sorted(str(path.relative_to(ROOT)) for path in PAGES if ".failed" not in path.suffixes)
+
+
+def shown(page):
+    "The text that a reader of a page sees: of a notebook without its code."
+    return (ROOT / page).read_text() if page.endswith(".md") else displayed(ROOT / page)
+
+
+@pytest.mark.parametrize("page", FIGURES)
+def test_no_finding_is_nan(page):
+    "What a profile is too small for is told in words."
+    printed = []
+    if page.endswith(".ipynb"):
+        outputs = [output for cell in nbformat.read(ROOT / page, as_version=4).cells for output in cell.get("outputs", [])]
+        printed = [output.text for output in outputs if "text" in output]
+    assert not re.search(r"(?i)(?<!\w)nan(?!\w)", "\n".join([shown(page), *printed]))
+
+
+@pytest.mark.parametrize("page", ["README.md", "nbs/contents.ipynb", *FIGURES])
 def test_links_lead_somewhere(page):
-    text = (ROOT / page).read_text() if page.endswith(".md") else displayed(ROOT / page)
-    for target in re.findall(r"\]\(([^)#\s]+)\)|src=\"([^\"]+)\"", text):
+    for target in re.findall(r"\]\(([^)#\s]+)\)|src=\"([^\"]+)\"", shown(page)):
         target = next(filter(None, target))
         if not target.startswith("http"): assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_one_command_draws_a_figure():
+    "README and contents name the same one."
+    for page in ("README.md", "nbs/contents.ipynb"):
+        assert set(re.findall(r"`dvc repro ([^`]+?) \w+@?\w*`", shown(page))) == {"--allow-missing -sf"}, page

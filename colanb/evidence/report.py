@@ -150,7 +150,8 @@ def metric_estimates(
     records = []
     for key, rows in table.groupby(keys, sort=False):
         references = {name: rows[name].iloc[0] for name in reference_names}
-        records.append({**dict(zip(keys, key)), **estimate_rows(rows)._asdict(), **references})
+        asked = int(rows.n.sum())
+        records.append({**dict(zip(keys, key)), **estimate_rows(rows)._asdict(), "asked": asked, **references})
     return records
 
 # %% ../../nbs/7_evidence/05_report.ipynb #f8f06b1a
@@ -163,12 +164,13 @@ def task_averages(
     rows = table[table.metric.isin(tasks)]
     per_task = rows.groupby("metric")
     references = {name: per_task[name].first().mean() for name in ("chance", "bayes") if name in table}
-    per_seed = rows.groupby([*by, "seed"], sort=False).value.mean().reset_index()
+    per_seed = rows.groupby([*by, "seed"], sort=False).agg(value=("value", "mean"), n=("n", "sum")).reset_index()
     settings = per_seed.groupby(by, sort=False) if by else [((), per_seed)]
     records = []
     for key, scores in settings:
         estimate = mean_interval(scores.value.to_numpy())
-        records.append({**dict(zip(by, key)), "metric": "average", **estimate._asdict(), **references})
+        asked = int(scores.n.sum())
+        records.append({**dict(zip(by, key)), "metric": "average", **estimate._asdict(), "asked": asked, **references})
     return records
 
 # %% ../../nbs/7_evidence/05_report.ipynb #21f2d346
@@ -176,7 +178,7 @@ def summarise(
     table: pd.DataFrame,       # from `read_results`
     by: list[str],             # setting columns
     tasks: list[str],          # metrics that enter the average
-) -> pd.DataFrame:             # columns of `by`, metric, value, low, high, se, n, unit, chance, bayes
+) -> pd.DataFrame:             # columns of `by`, metric, value, low, high, se, n, unit, asked, chance, bayes
     "Estimate each metric at each setting, and the average over tasks."
     table = table.copy()
     for column in by:
@@ -305,7 +307,7 @@ def why_untested(
     chance = best.chance if "chance" in scores else 0.0
     above_chance = best.value - 2 * best.se > chance   # false too where the error is not known
     if not above_chance:
-        return (f"the model scores at the floor: best {metric} {best.value:.3f} (SE {best.se:.3f}), "
+        return (f"no score is clearly above chance: best {metric} {best.value:.3f} (SE {best.se:.3f}), "
                 f"chance {chance:.3f}")
     if settings == 1 or "bayes" not in scores:
         return ""
