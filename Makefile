@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := . .venv/bin/activate &&
 
-.PHONY: help .venv lab repro preview figures test drift smoke bench mutants export lock executed gpu-pack gpu-merge
+.PHONY: help .venv lab repro campaign preview figures test drift smoke bench mutants export lock executed gpu-pack gpu-merge
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[.a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ lab: .venv  ## open the notebooks in JupyterLab
 
 repro: .venv  ## run the pipeline of the active profile: data, training, scores, figures
 	$(VENV) python .ci/pipeline && dvc repro
+
+campaign: .venv  ## train the studies' runs that have no results yet (PROFILE=english WORKERS=1 CAMPAIGN="--study ladder --dry")
+	$(VENV) python .ci/pipeline && python -m colanb.evidence.campaign $(if $(PROFILE),--profile $(PROFILE)) $(if $(WORKERS),--workers $(WORKERS)) $(CAMPAIGN)
 
 preview: .venv  ## what `make repro` would run after your edits, and why (STAGE="rq3_cfg@quick" for one figure)
 	$(VENV) python .ci/pipeline && python .ci/preview $(STAGE)
@@ -57,5 +60,5 @@ executed: .venv  ## run the library notebooks and the README's in place, keep th
 gpu-pack: .venv  ## collect in .gpu/ what a machine with a graphics card needs; there: .ci/gpu
 	$(VENV) python .ci/gpu-pack
 
-gpu-merge: .venv  ## bring the results of .ci/gpu from the folder FROM into data/results/gpu
+gpu-merge: .venv  ## bring the results of .ci/gpu from the folder FROM into data/results/gpu and the store of runs
 	$(VENV) python .ci/gpu-merge $(FROM)

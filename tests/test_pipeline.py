@@ -231,7 +231,7 @@ def test_a_fresh_clone_has_nothing_to_run(clone):
 
 
 def test_preview_names_what_an_edit_reruns(clone):
-    "A study's setting: the study, the data it needs, and the figures that read it; nothing else."
+    "A study's setting: the campaign, which trains what is missing then, and the figures that read its store; nothing else."
     text = (clone / "params.yaml").read_text()
     before, profile, after = re.split(rf"(^{ACTIVE}: .*?)(?=^\w)", text, maxsplit=1, flags=re.M | re.S)
     edited = re.sub(r"(    drift:.*?items: )\d+", r"\g<1>11", profile, flags=re.S)
@@ -240,9 +240,8 @@ def test_preview_names_what_an_edit_reruns(clone):
     found = PREVIEW(clone, [f"drift@{ACTIVE}"])
     (clone / "params.yaml").write_text(text)
     assert found == {
-        "prepare@study": "not here, needed by study@drift",
-        "study@drift": "params.yaml: studies.drift",
-        f"drift@{ACTIVE}": "follows study@drift",
+        f"campaign@{ACTIVE}": "params.yaml: studies",
+        f"drift@{ACTIVE}": f"follows campaign@{ACTIVE}",
     }
 
 

@@ -38,6 +38,7 @@ def timeless(path):
         return json.dumps(kept).encode()
     if path.suffix == ".json":
         found = json.loads(path.read_text())
+        if isinstance(found, dict) and "rows" in found: found = [{"metric": "run", **{k: v for k, v in found.items() if k not in ("rows", "machine")}}, *found["rows"]]
         if isinstance(found, list) and all(isinstance(row, dict) for row in found):
             found = [{k: v for k, v in row.items() if k not in CLOCKS} for row in found if row.get("metric") not in CLOCKS]
         return json.dumps(found).encode()
