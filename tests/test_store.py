@@ -77,7 +77,7 @@ def test_the_committed_store_has_all_that_its_studies_ask_for(name):
 def test_every_committed_file_is_whole_and_names_no_change():
     for file in store.STORE.glob("*/*.json"):
         if file.stem == "index": continue
-        record = store.read_run(file)
+        record = store.read_record(file)
         assert not any("." in name for row in record["rows"] for name in row), file
         assert file.read_text().count("\n") == len(record["rows"]) + len(store.FIELDS) + 2, file
 

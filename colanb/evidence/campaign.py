@@ -7,7 +7,7 @@ __all__ = ['Place', 'shrink_run', 'code_fingerprint', 'cpu_name', 'here', 'train
            'prepared_key', 'corpus_keys', 'Status', 'status_of', 'vocabulary_size', 'flops_of', 'measured_rate',
            'local_place', 'prepare_needs', 'status_text', 'progress_text', 'train_missing', 'main']
 
-# %% ../../nbs/7_evidence/07_campaign.ipynb #c028f3ae
+# %% ../../nbs/7_evidence/07_campaign.ipynb #75965751
 import hashlib
 import json
 import math
@@ -42,7 +42,7 @@ from ..run import end_with_parent, seed_environment
 from ..text.corpus import Corpus, cache_key, prepare
 from ..text.tokenizer import Tokenizer
 
-# %% ../../nbs/7_evidence/07_campaign.ipynb #65cef2f2
+# %% ../../nbs/7_evidence/07_campaign.ipynb #8a5c6b09
 class Place(NamedTuple):
     "Where runs find what they need, and where their files go."
     tokens: Path                # folder of corpora
@@ -51,7 +51,7 @@ class Place(NamedTuple):
     judge: Path | None = None   # model folder, in place of `tasks.judge`
     small: bool = False         # a trial
 
-# %% ../../nbs/7_evidence/07_campaign.ipynb #38de1730
+# %% ../../nbs/7_evidence/07_campaign.ipynb #0055a552
 def shrink_run(run: RunConfig) -> RunConfig:
     "Let a run train for a few steps, without compiling."
     few = dict(
@@ -70,7 +70,7 @@ def shrink_run(run: RunConfig) -> RunConfig:
         sample=run.sample.replace(steps=2, max_new_tokens=4),
     )
 
-# %% ../../nbs/7_evidence/07_campaign.ipynb #0fba8bbb
+# %% ../../nbs/7_evidence/07_campaign.ipynb #540ec03b
 def code_fingerprint() -> str:   # 16 hexadecimal digits
     "Hash the fingerprints of the code that the stage `campaign` runs."
     file = ROOT / "pipeline/campaign.json"
@@ -92,7 +92,7 @@ def here() -> dict[str, str]:
         "date": date.today().isoformat(),
     }
 
-# %% ../../nbs/7_evidence/07_campaign.ipynb #80e12ba0
+# %% ../../nbs/7_evidence/07_campaign.ipynb #92d4849e
 def train_unit(
     unit: Unit,
     profile: Profile,
@@ -113,7 +113,7 @@ def train_unit(
         folder = Path(temporary)
         return train_run(watch, place.vaes / str(unit.seed), folder / "run", folder / "scratch")
 
-# %% ../../nbs/7_evidence/07_campaign.ipynb #d16ec42e
+# %% ../../nbs/7_evidence/07_campaign.ipynb #1bd3f886
 def keep_run(
     unit: Unit,
     profile: Profile,
@@ -152,7 +152,7 @@ def run_unit(
         outcome["error"] = f"{type(error).__name__}: {error}"[:2000]
     return {"seconds": time.perf_counter() - start, **outcome}
 
-# %% ../../nbs/7_evidence/07_campaign.ipynb #355892ab
+# %% ../../nbs/7_evidence/07_campaign.ipynb #a31a6aff
 def _begin_worker(parent: int) -> None:
     "Let a worker end with its parent, leave Ctrl-C to it, and draw no bars: those of many processes cannot be read."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -161,16 +161,19 @@ def _begin_worker(parent: int) -> None:
 
 @contextmanager
 def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
-    "Start workers and end them at once, whatever they do."
+    "Start workers; end them at once, whatever they do, if somebody stops the campaign or the time is over."
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")   # of a worker's lock that nobody frees then
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (os.getpid(),))
     try:
         yield pool
-    finally:
+    except BaseException:
         for process in list((pool._processes or {}).values()):
             process.kill()
+        raise
+    finally:
         pool.shutdown(cancel_futures=True)
 
-# %% ../../nbs/7_evidence/07_campaign.ipynb #f82a45d3
+# %% ../../nbs/7_evidence/07_campaign.ipynb #02425f85
 def run_campaign(
     units: Sequence[Unit],
     profile: Profile,
@@ -183,7 +186,7 @@ def run_campaign(
     os.environ.update(seed_environment(workers))
     limit = None if seconds == math.inf else seconds
     records = []
-    with _processes(workers) as pool, suppress(TimeoutError):
+    with suppress(TimeoutError), _processes(workers) as pool:
         futures = {pool.submit(run_unit, unit, profile, place): unit for unit in units}
         for future in as_completed(futures, timeout=limit):
             error = future.exception()
@@ -193,7 +196,7 @@ def run_campaign(
             report(records)
     return records
 
-# %% ../../nbs/7_evidence/07_campaign.ipynb #2a8dce0e
+# %% ../../nbs/7_evidence/07_campaign.ipynb #b7623892
 def prepared_key(folder: Path) -> str | None:
     "Read the key of a prepared corpus; None without one."
     manifest = folder / "manifest.json"
@@ -216,7 +219,7 @@ def corpus_keys(
             keys[name] = key
     return keys
 
-# %% ../../nbs/7_evidence/07_campaign.ipynb #0f652793
+# %% ../../nbs/7_evidence/07_campaign.ipynb #c8d88308
 class Status(NamedTuple):
     "What a store has of what studies ask for."
     asked: dict[str, Unit]             # key -> a unit, the first if several studies ask for the same run
@@ -252,7 +255,7 @@ def status_of(
     unused = sorted(file.stem for file in place.store.glob("*.json") if file.stem not in used)
     return Status(asked, found, missing, unused)
 
-# %% ../../nbs/7_evidence/07_campaign.ipynb #db322350
+# %% ../../nbs/7_evidence/07_campaign.ipynb #440136b1
 def vocabulary_size(run: RunConfig, tokens: Path) -> int:   # tokens: folder of the corpus
     "Find the size of a run's vocabulary: of the prepared corpus, or what it will be about."
     if (tokens / "tokenizer.json").is_file():
@@ -287,7 +290,7 @@ def measured_rate(records: Sequence[dict[str, Any]]) -> float | None:   # FLOP p
             flops += max(row["value"] for row in record["rows"] if row["metric"] == "flops")
     return flops / seconds if seconds else None
 
-# %% ../../nbs/7_evidence/07_campaign.ipynb #cdd5754e
+# %% ../../nbs/7_evidence/07_campaign.ipynb #eddaaeb1
 def local_place(profile: Profile) -> Place:
     "Return the folders of the project; stage-1 models of other code are not used."
     vaes = ROOT / "data/resume" / f"vaes-{code_fingerprint()}"
@@ -303,7 +306,7 @@ def prepare_needs(units: Sequence[Unit], profile: Profile, place: Place) -> None
         print(f"the judge, {judge.parent.name}, is trained first", flush=True)
         run_stages(judge.parent.name, int(judge.name), profile.name, "rival")
 
-# %% ../../nbs/7_evidence/07_campaign.ipynb #12237c4f
+# %% ../../nbs/7_evidence/07_campaign.ipynb #573e1c91
 def status_text(status: Status, hours: float | None) -> str:
     "Say what is there and what is missing, by study."
     lines = []
@@ -333,7 +336,7 @@ def progress_text(
     return (f"{last['study']}, seed {last['seed']}, run {last['index']}:{failed} "
             f"{len(records)} done, {len(flops) - len(records)} left, {hours:.1f} hours left")
 
-# %% ../../nbs/7_evidence/07_campaign.ipynb #c7034da8
+# %% ../../nbs/7_evidence/07_campaign.ipynb #4d2902b0
 def _train(
     units: Sequence[Unit],
     flops: Sequence[float],   # of each
@@ -354,7 +357,7 @@ def _train(
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(units)} runs failed, the first with {failed[0]['error']}")
 
-# %% ../../nbs/7_evidence/07_campaign.ipynb #b9b6ab71
+# %% ../../nbs/7_evidence/07_campaign.ipynb #86790bc6
 def train_missing(
     profile: Profile,
     place: Place,
@@ -381,7 +384,7 @@ def train_missing(
         shutil.rmtree(place.vaes, ignore_errors=True)
     return status_of(profile, place, corpora, studies, seeds)
 
-# %% ../../nbs/7_evidence/07_campaign.ipynb #810487e5
+# %% ../../nbs/7_evidence/07_campaign.ipynb #051c2edb
 def main(
     argv: Sequence[str] | None = None,   # arguments; None: those of the process
 ) -> int:                                # exit code
@@ -410,6 +413,6 @@ def main(
         return 130
     return 0
 
-# %% ../../nbs/7_evidence/07_campaign.ipynb #62f3b1d3
+# %% ../../nbs/7_evidence/07_campaign.ipynb #b86d21b5
 if __name__ == "__main__" and "__file__" in globals():   # not inside a notebook
     sys.exit(main())

@@ -62,6 +62,7 @@ def plain_packed(
     pinned: Bool[Tensor, "b n"] | None = None,  # noisy latents that are clean, at t=0
     block_size: int | None = None,              # None: the configuration's
     starts: None = None,                        # of isolated documents, which the plain way does not have
+    guess: None = None,                         # of `self_condition`, which it does not have either
 ) -> Float[Tensor, "b n d"]:
     "Compute what `DiT.packed` computes, the plain way."
     n = noisy.shape[1]
