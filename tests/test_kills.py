@@ -1010,13 +1010,13 @@ def test_likelihood_of_a_linear_flow(free, divergence):
 
 def test_likelihood_error_of_the_trace():
     matrix, z0 = torch.tensor([[0.1, 0.7], [0.2, -0.3]]).double(), torch.randn(3, 2, dtype=torch.float64)
-    single = carry(lambda z, t: z @ matrix.T, z0, ODEConfig(divergence="gaussian", probes=1), stream(0), None, False)
+    single = carry(lambda z, t: z @ matrix.T, z0, ODEConfig(divergence="gaussian", probes=1), stream(0), None, False, 0.0)
     assert single.se.isnan().all()
     for probes in (2, 9):
         ode = ODEConfig(method="euler", steps=1, divergence="gaussian", probes=probes)
         e = torch.randn(probes, 3, 2, generator=stream(0)).double()
         traces = torch.einsum("pbi,ij,pbj->pb", e, matrix, e)
-        found = carry(lambda z, t: z @ matrix.T, z0, ode, stream(0), None, False)
+        found = carry(lambda z, t: z @ matrix.T, z0, ode, stream(0), None, False, 0.0)
         close(found.se, traces.std(0) / probes**0.5)
         close(found.log_prob, Normal(0.0, 1.0).log_prob(z0 + z0 @ matrix.T).sum(1) + traces.mean(0))
 
@@ -1726,7 +1726,7 @@ def test_baselines_costs():
             assert found[-1][2].reference is None
         ids, every = torch.randint(0, 20, (2, 8)), torch.ones(2, 8, dtype=torch.bool)
         work = [
-            (name, share, counted(lambda: loss(use(model, "dense"), ids, every, stream(0)).total.backward()))
+            (name, share, counted(lambda: loss(use(model, "dense"), ids, every, generator=stream(0)).total.backward()))
             for name, share, model, loss in found
         ]
         spent = flops_per_token(each, 20)

@@ -251,7 +251,7 @@ def test_stage_is_named_after_its_notebook(name):
     assert notebook == name
 
 
-@pytest.mark.parametrize("name", ["prepare", "train_vae", "train_prior", "publish", "score", "score_likelihood", "trace", "latents", "study"])
+@pytest.mark.parametrize("name", ["prepare", "train_vae", "train_prior", "publish", "score", "score_likelihood", "trace", "latents", "campaign"])
 def test_defaults_of_a_step_are_of_the_profile_it_loads(name):
     "A notebook that is opened by hand runs as it stands; only `publish` loads no profile."
     notebook = ROOT / WRITER["notebook_of"](ROOT, name)

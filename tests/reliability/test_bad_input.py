@@ -36,7 +36,7 @@ TINY, FOUND = read_params()["tiny"], []
 # where in the active profile, the value put there, what the message must say
 PARAMETERS = [
     ("seeds", [], ("seeds", "at least")), ("seeds", ["one"], ("seeds", "integer")), ("workers", 0, ("workers", ">= 1")), ("main", "huge", ("main='huge'", "choose from study, tiny")),
-    ("wrokers", 2, ("wrokers", "did you mean 'workers'")), ("slugs", ["rq7"], ("slugs='rq7'", "choose from")), ("studied", ["small"], ("studied='small'", "tiny")),
+    ("wrokers", 2, ("wrokers", "did you mean 'workers'")), ("slugs", ["rq7"], ("slugs='rq7'", "choose from")), ("studied", ["small"], ("studied='small'", "tiny")), ("sampled", "sweeps", ("sampled='sweeps'", "runs, sampling")),
     ("corpora.tiny.source", "web", ("corpora.tiny.source='web'", "testbed, text, hf")), ("corpora.tiny.level", "giant", ("level='giant'", "micro, tiny, small, base")),
     ("corpora.tiny.seq_len", 1, ("seq_len=1", "> 1")), ("corpora.tiny.seq_len", 98, ("data.seq_len=98", "patch_size*block_size=4")), ("corpora.tiny.packing", "loose", ("packing='loose'", "whole, split")),
     ("corpora.tiny.story_fraction", 1.5, ("story_fraction=1.5", "<= 1")), ("corpora.tiny.documents", 0, ("documents=0", "> 0")), ("corpora.tiny.source", "text", ("data.path is empty", "folder, file or glob")),
@@ -189,7 +189,7 @@ def test_a_file_that_cannot_be_read(tmp_path, shards):
         if content is None: path.symlink_to(tmp_path / "nowhere")
         else: path.write_bytes(content)
         refused(name, lambda: prepare(config, tmp_path / "strict"), (name, "file cannot be read"))
-        manifest = prepare(config.replace(on_error="skip"), tmp_path / "skip").manifest
+        manifest = prepare(config.replace(on_error="skip"), tmp_path / "skip", again=True).manifest
         assert (manifest["kept"], manifest["read"], list(manifest["skipped"])[0][:19]) == (20, 21, "file cannot be read")
         path.unlink()
 
