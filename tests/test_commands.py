@@ -135,6 +135,7 @@ def test_ctrl_c_leaves_the_text_so_far_and_one_line(tmp_path, where):
     with start(call, tmp_path) as process:
         assert process.stdout.readline() == "ready\n"
         shown = process.stdout.read(12) if where == "writing" else ""
+        time.sleep(1)   # into the command, which imports large libraries for longer
         process.send_signal(signal.SIGINT)
         rest, errors = process.communicate(timeout=60)
     [*notices, last] = errors.splitlines()
