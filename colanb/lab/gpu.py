@@ -71,7 +71,7 @@ from colanb.config import (
     BaselineConfig, DataConfig, DiTConfig, FlowConfig, Profile, RunConfig, SampleConfig, TrainConfig, VAEConfig,
     command, load_profile, pick_device, stream,
 )
-from ..evidence.campaign import Place, prepared_key, run_campaign, status_of
+from ..evidence.campaign import Place, few_steps, prepared_key, run_campaign, status_of
 from ..evidence.store import STORE, Unit, index_text
 from ..generate.baselines import ARSampler
 from ..generate.sample import Sampler
@@ -664,16 +664,7 @@ def packed_run(name: str, setup: Setup) -> tuple[RunConfig, Corpus]:
     run = profile.run(name)
     corpus = Corpus.load(setup.pack / "tokens" / profile.corpus_of(name))
     if setup.tiny:
-        stage = run.stage2.replace(
-            steps=6,
-            batch_size=2,
-            compiled=False,
-            precision="fp32",
-            log_every=2,
-            eval_every=6,
-            save_every=6,
-        )
-        run = run.replace(stage2=stage)
+        run = run.replace(stage2=few_steps(run.stage2, 6))
     return run, corpus
 
 # %% ../../nbs/8_lab/07_gpu.ipynb #58704c97
