@@ -704,7 +704,7 @@ def text_run(
 
 # %% ../nbs/00_config.ipynb #ea012a8a
 TaskName = Literal["lambada", "squad", "story_cloze", "mmlu", "obqa", "race", "siqa", "hellaswag"]
-ProbeName = Literal["geometry", "drift", "hits", "ranked", "priced", "parity"]
+ProbeName = Literal["geometry", "drift", "hits", "ranked", "priced", "parity", "continued"]
 
 # %% ../nbs/00_config.ipynb #6322b34d
 class TaskConfig(Config):

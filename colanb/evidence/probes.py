@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROBES', 'Moment', 'metric_rows', 'spectrum', 'common_latents', 'geometry', 'embedded', 'drift', 'cut_stories',
            'right_tokens', 'draw_prior', 'token_parts', 'token_shares', 'hits', 'ranked', 'cola_nats', 'priced',
-           'parity']
+           'parity', 'continued']
 
 # %% ../../nbs/7_evidence/03_probes.ipynb #787432ed
 from collections.abc import Callable
@@ -19,7 +19,8 @@ from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 from ..config import ODEConfig, RunConfig, stream
-from .scores import priced_stories, rank_options, row, testbed_of, text_nats
+from .scores import adherence, priced_stories, rank_options, row, testbed_of, text_nats
+from ..generate.baselines import make_sampler
 from ..measure.latents import text_latents
 from ..measure.likelihood import likelihood, log_weights
 from ..measure.tasks import Item
@@ -283,6 +284,24 @@ def parity(
         rows.append(row(at.seed, at.setting, f"{task} odd", odd, "proportion"))
     return rows
 
+# %% ../../nbs/7_evidence/03_probes.ipynb #cdf694c7
+def continued(
+    at: Moment,
+    stories: int = 200,
+    tokens: int = 60,     # of a continuation, at most
+) -> list[dict]:          # empty where the language is not known
+    "Measure how continuations of cut stories agree with their beginnings."
+    testbed = testbed_of(at.run)
+    if testbed is None:
+        return []
+    sampler = make_sampler(at.model, at.corpus.tokenizer, at.run.sampling())
+    block = at.run.dit.block_size * at.run.vae.patch_size
+    rows = adherence(sampler, testbed, stories, tokens, block, 100, at.seed, at.setting)
+    agreeing = []
+    for measured in rows:
+        agreeing += measured["outcomes"] if measured["metric"] == "agrees" else []
+    return [*rows, row(at.seed, at.setting, "adherence", agreeing, "proportion")]
+
 # %% ../../nbs/7_evidence/03_probes.ipynb #608ef8cf
 PROBES: dict[str, Callable[[Moment], list[dict]]] = {
     "geometry": geometry,
@@ -291,4 +310,5 @@ PROBES: dict[str, Callable[[Moment], list[dict]]] = {
     "ranked": ranked,
     "priced": priced,
     "parity": parity,
+    "continued": continued,
 }
