@@ -234,7 +234,13 @@ def test_all_options_train_load_and_generate(trained_vae, tmp_path, precision):
     run, corpus, vae = trained_vae
     run = run.replace(dit=run.dit.replace(**ALL["dit"], zero_init=True), flow=run.flow.replace(**ALL["flow"]), sample=run.sample.replace(**ALL["sample"]),
                       stage2=run.stage2.replace(steps=30, precision=precision, block_schedule=[(1, 0.4), (2, 0.6)], ema=0.9))
-    log = train.train_prior(run, corpus, vae, tmp_path / "model", 0, device="cpu", scratch=tmp_path / "scratch")
+    seen = {}
+
+    def look(model, step):
+        seen.update({name: value.clone() for name, value in model.dit.state_dict().items()})
+        return {}
+
+    log = train.train_prior(run, corpus, vae, tmp_path / "model", 0, look, device="cpu", scratch=tmp_path / "scratch")
     losses = log.dropna(subset=["loss"])
     for part, start in (("ce", corpus.tokenizer.vocab_size), ("next", corpus.tokenizer.vocab_size)):
         assert losses[part].iloc[0] == pytest.approx(math.log(start), rel=0.02)
@@ -245,6 +251,7 @@ def test_all_options_train_load_and_generate(trained_vae, tmp_path, precision):
     assert stored.dit.vocab_size == tokenizer.vocab_size and (stored.sampling().grid_loc, stored.sampling().grid_scale) == (run.flow.loc, run.flow.scale)
     weights, means = model.dit.state_dict(), averaged.dit.state_dict()
     assert set(weights) == set(means) and any(not torch.equal(weights[k], means[k]) for k in weights)
+    assert all(torch.equal(seen[k], means[k]) for k in means)    # evaluations are of the averages, and leave the weights as they are
     for each in (model, averaged):
         made = make_sampler(each, tokenizer, stored.sampling()).generate(["", "Once"], [3, 4])
         assert all(torch.isfinite(g.latents).all() and 0 < len(g.latents) for g in made)
@@ -338,3 +345,18 @@ def test_a_guess_costs_a_forward_pass_in_its_share_of_steps():
     flops = {p: flops_per_token(run.replace(dit=DIT.replace(self_condition=p)), 30)["stage2"] for p in (0.0, 0.5, 1.0)}
     assert flops[0.5] == pytest.approx((flops[0.0] + flops[1.0]) / 2)
     assert 1.2 < flops[1.0] / flops[0.0] < 1.4   # forward and backward are three forwards; the encoder runs forward alone
+
+
+def test_all_strategies_with_a_trained_vae_start_from_the_same_dit(trained_vae):
+    run, _, vae = trained_vae
+    starts = []
+    for strategy, weight in (("fixed", 0.1), ("joint", 0.1), ("joint", 0.0), ("interval", 0.1)):
+        own = run.replace(stage2=run.stage2.replace(strategy=strategy), flow=run.flow.replace(lambda_ref=weight))
+        torch.manual_seed(3)
+        _, model = train._prior_model(own, vae, "cpu")
+        starts.append(model.dit.state_dict())
+        assert (model.reference is None) == (strategy == "fixed" or weight == 0)
+        if model.reference is not None:
+            assert not any(p.requires_grad for p in model.reference.parameters())
+            assert all(p.requires_grad for p in model.vae.encoder.parameters())
+    assert all(torch.equal(start[k], starts[0][k]) for start in starts[1:] for k in starts[0])

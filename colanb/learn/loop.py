@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -428,10 +428,11 @@ class _Run:
         self.log.write(step=done, lr=lr, **self.clock.read())
 
     def evaluate(self, on_eval: Callable[..., dict[str, float]], done: int, context: StepContext) -> None:
-        "Write a row of evaluations."
+        "Write a row of evaluations, of the averaged weights if there are any."
         seconds = self.clock.seconds
+        averaged = self.model.average.applied() if self.config.ema else nullcontext()
         weights = gathered(self.objective, self.config.precision)
-        with torch.no_grad(), weights, self.clock.paused():
+        with torch.no_grad(), averaged, weights, self.clock.paused():
             columns = on_eval(self.model, done, context)
             self.log.write(step=done, seconds=seconds, **columns)
 

@@ -36,6 +36,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ from .schedules import prior_context, vae_rate
 from ..model.baselines import Plaid, make_baseline
 from ..model.cola import ColaDLM, with_vocabulary
 from ..model.folders import load_model, read_run, read_training
-from ..model.vae import Encoder, TextVAE
+from ..model.vae import TextVAE
 from ..text.corpus import Corpus, prepare
 from ..text.packing import Batches
 
@@ -381,8 +382,7 @@ def _prior_model(
     run = run.replace(vae=vae.config, dit=with_vocabulary(run.dit, vae.config))
     reference = None
     if not fresh and strategy != "fixed" and run.flow.lambda_ref:
-        reference = Encoder(vae.config)
-        reference.load_state_dict(vae.encoder.state_dict())
+        reference = deepcopy(vae.encoder)   # draws no random numbers: all strategies start from the same DiT
     model = ColaDLM(vae, run.dit, reference).to(device)
     if run.dit.output == "tokens" and not fresh:
         codes = token_codes(model.vae)
