@@ -237,7 +237,7 @@ class DataConfig(Config):
     "Where text comes from and how it becomes sequences of tokens."
     source: Literal["testbed", "text", "hf"] = "testbed"   # synthetic language, local files, or a `datasets` name
     # testbed
-    level: Literal["micro", "tiny", "small", "base"] = "tiny"   # size of the language
+    level: Literal["micro", "long", "tiny", "small", "base"] = "tiny"   # size of the language
     factor_strength: Share = 1.0      # 1: the global factor fixes the content words; 0: they are drawn afresh
     separable: bool = False           # independent channels instead of a shared factor
     documents: PositiveInt = 20_000   # training documents, drawn once

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from .grammar import Grammar, Mention, Pattern, Step, Words, parse
-from .language import LAYOUTS, LETTERS, Language, Role, base, micro, small, tiny
+from .language import LAYOUTS, LETTERS, Language, Role, base, long, micro, small, tiny
 
 # %% ../../nbs/1_text/03_testbed.ipynb #44c78c9b
 Evidence = dict[str, np.ndarray]  # hidden variable -> p(value, observed words), over its values
@@ -649,7 +649,7 @@ class ExactLanguage:
         )
 
 # %% ../../nbs/1_text/03_testbed.ipynb #64798888
-LEVELS = {"micro": micro, "tiny": tiny, "small": small, "base": base}
+LEVELS = {"micro": micro, "long": long, "tiny": tiny, "small": small, "base": base}
 
 # %% ../../nbs/1_text/03_testbed.ipynb #6fde3883
 class Reference(NamedTuple):
@@ -664,7 +664,7 @@ class Testbed(ExactLanguage):
 
     def __init__(
         self,
-        level: str | Language = "tiny",  # 'micro', 'tiny', 'small', 'base', or a language of your own
+        level: str | Language = "tiny",  # 'micro', 'long', 'tiny', 'small', 'base', or a language of your own
         factor_strength: float = 1.0,  # 1: g fixes the content words; 0: each is drawn afresh
         separable: bool = False,  # True: independent sentences instead of one shared factor
         seed: int = 0,  # decides which pairs are held out
