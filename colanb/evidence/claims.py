@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Filter', 'Rule', 'CLAIMS', 'jackknife', 'chosen', 'arm_score', 'contrast', 'ratio', 'curve', 'slope', 'peak',
-           'peak_slope', 'side', 'Test', 'Claim', 'Claims', 'read_claims', 'field_value', 'counted', 'seed_table',
-           'test_text', 'seeds_to_decide', 'run_test', 'judge_claim']
+           'peak_slope', 'side', 'Check', 'Claim', 'Claims', 'read_claims', 'field_value', 'counted', 'seed_table',
+           'check_text', 'seeds_to_decide', 'run_check', 'judge_claim']
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #25495748
+# %% ../../nbs/7_evidence/09_claims.ipynb #864cad84
 import math
 import subprocess
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool
 from pydantic import Field, PositiveFloat, model_validator
 from ruamel.yaml import YAML
 from scipy import stats
@@ -26,7 +27,7 @@ from .report import Verdict
 from .store import STORE, study_records
 from ..measure.estimators import Estimate, mean_interval
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #d1226880
+# %% ../../nbs/7_evidence/09_claims.ipynb #5c08b91f
 def jackknife(
     statistic: Callable[[pd.Series], float],   # of mean scores by setting
     scores: pd.DataFrame,                      # settings x seeds, at least two of them
@@ -45,13 +46,13 @@ def jackknife(
     shift = whole - spread.value   # the interval stands around the number itself
     return spread._replace(value=whole, low=spread.low + shift, high=spread.high + shift)
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #7b0d2e73
+# %% ../../nbs/7_evidence/09_claims.ipynb #9e893e25
 Filter = dict[str, Any]   # field -> its value, or a list of values
 
 def chosen(
-    index: pd.MultiIndex,   # settings
+    index: pd.Index,   # settings
     arm: Filter,
-) -> np.ndarray:            # one truth value for each setting
+) -> Bool[np.ndarray, "settings"]:
     "Tell which settings a filter chooses; raise `ValueError` if there are none."
     keep = np.ones(len(index), bool)
     for field, wanted in arm.items():
@@ -65,7 +66,7 @@ def arm_score(means: pd.Series, arm: Filter) -> float:
     "Average the scores of the settings that a filter chooses."
     return float(means[chosen(means.index, arm)].mean())
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #56771ba1
+# %% ../../nbs/7_evidence/09_claims.ipynb #103404c8
 def contrast(means: pd.Series, plus: list[Filter], minus: list[Filter]) -> float:
     "Compute the sum of some arms less that of others."
     return sum(arm_score(means, arm) for arm in plus) - sum(arm_score(means, arm) for arm in minus)
@@ -75,7 +76,7 @@ def ratio(means: pd.Series, plus: list[Filter], minus: list[Filter]) -> float:
     below = sum(arm_score(means, arm) for arm in minus)
     return sum(arm_score(means, arm) for arm in plus) / below if below else math.nan
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #f0b03812
+# %% ../../nbs/7_evidence/09_claims.ipynb #b8aff90c
 def curve(
     means: pd.Series,
     along: str,        # a field
@@ -100,7 +101,7 @@ def peak_slope(means: pd.Series, along: str, over: str) -> float:
     places = [peak(means[chosen(means.index, {over: value})], along) for value in values]
     return float(np.polyfit(np.log(values), places, 1)[0]) if np.isfinite(places).all() else math.nan
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #07ec7490
+# %% ../../nbs/7_evidence/09_claims.ipynb #f02d24dd
 Rule = Literal["more", "not less", "less", "not more", "near"]
 
 def side(
@@ -124,8 +125,8 @@ def side(
         return "NR" if high < margin else "R" if low > 0 else "U"
     return "R" if low > -margin else "NR" if high < 0 else "U"
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #60eced5a
-class Test(Config):
+# %% ../../nbs/7_evidence/09_claims.ipynb #81a1f726
+class Check(Config):
     "One number of a study's scores, and how it must stand to a value."
     statistic: Literal["contrast", "ratio", "slope", "peak", "peak_slope"]
     plus: list[Filter] = []       # of a contrast or ratio
@@ -140,7 +141,7 @@ class Test(Config):
     margin: PositiveFloat
 
     @model_validator(mode="after")
-    def _has_what_it_needs(self) -> "Test":
+    def _has_what_it_needs(self) -> "Check":
         needs = {"contrast": ["plus", "minus"], "ratio": ["plus", "minus"], "slope": ["along"], "peak": ["along"],
                  "peak_slope": ["along", "over"]}
         missing = [name for name in needs[self.statistic] if not getattr(self, name)]
@@ -163,7 +164,7 @@ class Test(Config):
             return peak_slope(kept, self.along, self.over)
         return {"slope": slope, "peak": peak}[self.statistic](kept, self.along)
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #3294d5ce
+# %% ../../nbs/7_evidence/09_claims.ipynb #d1838ed7
 class Claim(Config):
     "A claim of the paper, and how it is judged."
     text: str
@@ -171,17 +172,17 @@ class Claim(Config):
     study: str = ""               # whose runs are counted; empty: none can tell
     metric: str = ""              # the one that decides
     seeds: Count = 8              # with which it is judged, no fewer and no more
-    tests: list[Test] = []
+    checks: list[Check] = []
     why: str = ""                 # why this measure, margin and regime
     untested: str = ""            # why nothing at this scale could tell
 
     @model_validator(mode="after")
     def _is_judged_or_untested(self) -> "Claim":
-        if bool(self.tests) == bool(self.untested):
-            raise ValueError("give either tests or the reason why it is untested")
+        if bool(self.checks) == bool(self.untested):
+            raise ValueError("give either checks or the reason why it is untested")
         return self
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #324baeb8
+# %% ../../nbs/7_evidence/09_claims.ipynb #ff9960fe
 class Claims(Config):
     "All claims that are judged by scores of trained models, in the order of their ids."
     profile: str                        # whose studies are counted
@@ -195,7 +196,7 @@ def read_claims(path: Path = CLAIMS) -> Claims:
     "Read the rules; raise `ValueError` with a line for each wrong value."
     return Claims.read(YAML(typ="safe", pure=True).load(path.read_text()), where=path.name)
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #d567a43a
+# %% ../../nbs/7_evidence/09_claims.ipynb #08e75b54
 def field_value(
     record: dict[str, Any],   # a result file
     row: dict[str, Any],      # one of its rows
@@ -204,6 +205,8 @@ def field_value(
     "Look up a field of a measured setting; raise `ValueError` if neither the row nor the run has it."
     if field in row:
         return row[field]
+    if field == "family":
+        return (record["run"]["baseline"] or {"family": "cola"})["family"]
     short = {"d_latent": "vae.d_latent", "loc": "flow.loc", "steps": "sample.steps"}
     name = short.get(field, field if "." in field else f"sample.{field}")
     value = record["run"]
@@ -211,13 +214,13 @@ def field_value(
         value = value.get(key, math.nan) if isinstance(value, dict) else math.nan
     if isinstance(value, float) and math.isnan(value):
         raise ValueError(f"field {field!r} is neither in the rows nor in the settings of a run")
-    return value
+    return "none" if value is None else value
 
 def counted(row: dict[str, Any], last: int, fields: list[str]) -> bool:
     "Tell whether a row is of a step, and of a way of sampling, that is asked for."
     return "step" in fields or row.get("step", last) == last
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #a3826c12
+# %% ../../nbs/7_evidence/09_claims.ipynb #be3b5706
 def seed_table(
     profile: Profile,
     study: str,
@@ -239,25 +242,25 @@ def seed_table(
     table = pd.DataFrame(kept).groupby([*fields, "seed"]).value.mean().unstack("seed")
     return table.dropna(axis=1)
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #4bd89954
-def test_text(test: Test, metric: str) -> str:
-    "Say a test in words."
+# %% ../../nbs/7_evidence/09_claims.ipynb #88612e6a
+def check_text(check: Check, metric: str) -> str:
+    "Say a check in words."
     def arms(filters: list[Filter]) -> str:
         named = [", ".join(f"{field} {value}" for field, value in arm.items()) or "all" for arm in filters]
         return " + ".join(f"({name})" for name in named)
 
     what = {
-        "contrast": f"{metric} of {arms(test.plus)}" + (f" less {arms(test.minus)}" if test.minus else ""),
-        "ratio": f"{metric} of {arms(test.plus)} over {arms(test.minus)}",
-        "slope": f"slope of {metric} over ln {test.along}",
-        "peak": f"{test.along} at the peak of {metric}",
-        "peak_slope": f"slope over ln {test.over} of the {test.along} at the peak of {metric}",
-    }[test.statistic]
-    where = f", at {arms([test.where])[1:-1]}" if test.where else ""
-    than = "" if test.rule == "near" else " than"
-    return f"{what}{where}: {test.rule}{than} {test.than:g} (margin {test.margin:g})"
+        "contrast": f"{metric} of {arms(check.plus)}" + (f" less {arms(check.minus)}" if check.minus else ""),
+        "ratio": f"{metric} of {arms(check.plus)} over {arms(check.minus)}",
+        "slope": f"slope of {metric} over ln {check.along}",
+        "peak": f"{check.along} at the peak of {metric}",
+        "peak_slope": f"slope over ln {check.over} of the {check.along} at the peak of {metric}",
+    }[check.statistic]
+    where = f", at {arms([check.where])[1:-1]}" if check.where else ""
+    than = "" if check.rule == "near" else " than"
+    return f"{what}{where}: {check.rule}{than} {check.than:g} (margin {check.margin:g})"
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #dd6ac6bd
+# %% ../../nbs/7_evidence/09_claims.ipynb #44059ee0
 def seeds_to_decide(found: Estimate, margin: float, level: float = 0.95) -> int:
     "Estimate how many seeds make the interval as narrow as the margin."
     spread = found.se * math.sqrt(found.n)
@@ -266,34 +269,34 @@ def seeds_to_decide(found: Estimate, margin: float, level: float = 0.95) -> int:
             return seeds
     return 1000
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #068ecb7e
-def run_test(
-    test: Test,
+# %% ../../nbs/7_evidence/09_claims.ipynb #4d8ab4fe
+def run_check(
+    check: Check,
     claim: Claim,
     rules: Claims,
     profile: Profile,
     store: Path = STORE,
 ) -> tuple[Estimate, str, str]:   # the number, its verdict, what limits it
-    "Carry out one test of a claim."
-    metric = test.metric or claim.metric
+    "Carry out one check of a claim."
+    metric = check.metric or claim.metric
     metrics = rules.measures.get(metric, [metric])
-    scores = seed_table(profile, test.study or claim.study, metrics, test.fields(), store)
+    scores = seed_table(profile, check.study or claim.study, metrics, check.fields(), store)
     if scores.shape[1] < claim.seeds:
-        found = jackknife(test.value, scores) if scores.shape[1] > 1 else Estimate(math.nan, math.nan, math.nan, math.nan, scores.shape[1])
+        found = jackknife(check.value, scores) if scores.shape[1] > 1 else Estimate(math.nan, math.nan, math.nan, math.nan, scores.shape[1])
         return found, "U", f"{scores.shape[1]} of {claim.seeds} seeds are done"
     scores = scores.iloc[:, :claim.seeds]
-    found = jackknife(test.value, scores)
-    strict = jackknife(test.value, scores, 1 - 0.05 / len(claim.tests))
-    verdict = side(found, test.rule, test.than, test.margin)
-    if verdict == "NR" and side(strict, test.rule, test.than, test.margin) != "NR":
+    found = jackknife(check.value, scores)
+    strict = jackknife(check.value, scores, 1 - 0.05 / len(claim.checks))
+    verdict = side(found, check.rule, check.than, check.margin)
+    if verdict == "NR" and side(strict, check.rule, check.than, check.margin) != "NR":
         verdict = "U"
     if verdict != "U":
         return found, verdict, ""
     if math.isnan(found.low):
         return found, verdict, "the curve has no peak"
-    return found, verdict, f"about {seeds_to_decide(found, test.margin)} seeds would decide"
+    return found, verdict, f"about {seeds_to_decide(found, check.margin)} seeds would decide"
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #6ae4b9d9
+# %% ../../nbs/7_evidence/09_claims.ipynb #57544619
 def judge_claim(
     name: str,
     rules: Claims,
@@ -302,12 +305,12 @@ def judge_claim(
 ) -> Verdict:
     "Judge a claim by its rules; what has no results yet is undecided."
     claim = rules.claims[name]
-    criterion = "; ".join(test_text(test, test.metric or claim.metric) for test in claim.tests)
+    criterion = "; ".join(check_text(check, check.metric or claim.metric) for check in claim.checks)
     about = {"claim": name, "text": claim.text, "paper": claim.paper, "criterion": criterion or "none"}
     if claim.untested:
         return Verdict(ours="not tested", verdict="NT", note=claim.untested, **about)
     try:
-        outcomes = [run_test(test, claim, rules, profile, store) for test in claim.tests]
+        outcomes = [run_check(check, claim, rules, profile, store) for check in claim.checks]
     except ValueError as error:
         return Verdict(ours="no results yet", verdict="U", note=str(error), **about)
     sides = [verdict for _, verdict, _ in outcomes]
