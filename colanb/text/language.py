@@ -200,7 +200,7 @@ def micro() -> Language:
     )
 
 # %% ../../nbs/1_text/01_language.ipynb #1525470d
-ROUNDS = "then", "later", "soon", "again", "next", "still", "once", "now", "finally"   # first words of a round's sentences
+ROUNDS = "then", "later", "soon", "again", "next", "still", "once", "now", "finally"   # each begins a round's sentences
 
 def long() -> Language:
     "Build `micro` with stories of nine rounds more, at most 178 tokens."
