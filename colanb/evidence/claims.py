@@ -8,7 +8,7 @@ __all__ = ['Filter', 'Rule', 'CLAIMS', 'UNKNOWN', 'jackknife', 'chosen', 'arm_sc
            'seed_table', 'arms_text', 'number_text', 'check_text', 'seeds_to_decide', 'Outcome', 'judge_scores',
            'claim_outcomes', 'judge_claim']
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #f009b0c1
+# %% ../../nbs/7_evidence/09_claims.ipynb #05c32435
 import math
 from collections.abc import Callable
 from itertools import product
@@ -27,7 +27,7 @@ from .report import Verdict
 from .store import STORE, study_records
 from ..measure.estimators import Estimate, mean_interval
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #8bb3ceee
+# %% ../../nbs/7_evidence/09_claims.ipynb #799ecb9c
 def jackknife(
     statistic: Callable[[pd.Series], float],   # of mean scores by setting
     scores: pd.DataFrame,                      # settings x seeds, at least two of them
@@ -38,7 +38,10 @@ def jackknife(
     if seeds < 2:
         raise ValueError(f"{seeds} seed: an interval needs at least 2")
     whole = statistic(scores.mean(axis=1))
-    without = [statistic(scores.drop(columns=seed).mean(axis=1)) for seed in scores]
+    without = []
+    for seed in scores:
+        others = scores.drop(columns=seed)
+        without.append(statistic(others.mean(axis=1)))
     values = seeds * whole - (seeds - 1) * np.array(without)
     if not np.isfinite(values).all():
         return Estimate(whole, math.nan, math.nan, math.nan, seeds)
@@ -46,7 +49,7 @@ def jackknife(
     shift = whole - spread.value   # the interval stands around the number itself
     return spread._replace(value=whole, low=spread.low + shift, high=spread.high + shift)
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #d86869f4
+# %% ../../nbs/7_evidence/09_claims.ipynb #c75bc3cc
 Filter = dict[str, Any]   # field -> its value, or a list of values
 
 def chosen(
@@ -66,7 +69,7 @@ def arm_score(means: pd.Series, arm: Filter) -> float:
     "Average the scores of the settings that a filter chooses."
     return float(means[chosen(means.index, arm)].mean())
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #88798cf1
+# %% ../../nbs/7_evidence/09_claims.ipynb #714dafd8
 def contrast(means: pd.Series, plus: list[Filter], minus: list[Filter]) -> float:
     "Compute the sum of some arms less that of others."
     return sum(arm_score(means, arm) for arm in plus) - sum(arm_score(means, arm) for arm in minus)
@@ -76,7 +79,7 @@ def ratio(means: pd.Series, plus: list[Filter], minus: list[Filter]) -> float:
     below = sum(arm_score(means, arm) for arm in minus)
     return sum(arm_score(means, arm) for arm in plus) / below if below else math.nan
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #de638233
+# %% ../../nbs/7_evidence/09_claims.ipynb #50322594
 def curve(
     means: pd.Series,
     along: str,        # a field
@@ -98,10 +101,15 @@ def peak(means: pd.Series, along: str) -> float:
 def peak_slope(means: pd.Series, along: str, over: str) -> float:
     "Fit how far the peak along one field moves as the logarithm of another grows by 1."
     values = sorted(set(means.index.get_level_values(over)))
-    places = [peak(means[chosen(means.index, {over: value})], along) for value in values]
-    return float(np.polyfit(np.log(values), places, 1)[0]) if np.isfinite(places).all() else math.nan
+    places = []
+    for value in values:
+        own = means[chosen(means.index, {over: value})]
+        places.append(peak(own, along))
+    if not np.isfinite(places).all():
+        return math.nan
+    return float(np.polyfit(np.log(values), places, 1)[0])
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #493cac78
+# %% ../../nbs/7_evidence/09_claims.ipynb #d3deb05f
 Rule = Literal["more", "not less", "less", "not more", "near"]
 
 def side(
@@ -125,7 +133,7 @@ def side(
         return "NR" if high < margin else "R" if low > 0 else "U"
     return "R" if low > -margin else "NR" if high < 0 else "U"
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #44efcb71
+# %% ../../nbs/7_evidence/09_claims.ipynb #aad201ae
 class Check(Config):
     "One number of a study's scores, and how it must stand to a value."
     statistic: Literal["contrast", "ratio", "slope", "peak", "peak_slope"]
@@ -173,7 +181,7 @@ class Check(Config):
             return peak(kept, self.along)
         return peak_slope(kept, self.along, self.over)
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #c7b5bd8c
+# %% ../../nbs/7_evidence/09_claims.ipynb #6c3b0163
 class Claim(Config):
     "A claim of the paper, and how it is judged."
     text: str
@@ -191,7 +199,7 @@ class Claim(Config):
             raise ValueError("give either checks or the reason why it is untested")
         return self
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #45ab2d3c
+# %% ../../nbs/7_evidence/09_claims.ipynb #2d7eabc0
 class Claims(Config):
     "All claims that are judged by scores of trained models, in the order of their ids."
     profile: str                        # whose studies are counted
@@ -205,7 +213,7 @@ def read_claims(path: Path = CLAIMS) -> Claims:
     "Read the rules; raise `ValueError` with a line for each wrong value."
     return Claims.read(YAML(typ="safe", pure=True).load(path.read_text()), where=path.name)
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #d55e8960
+# %% ../../nbs/7_evidence/09_claims.ipynb #d8ea498a
 def field_value(
     record: dict[str, Any],   # a result file
     row: dict[str, Any],      # one of its rows
@@ -229,7 +237,7 @@ def counted(row: dict[str, Any], last: int, fields: list[str]) -> bool:
     "Tell whether a row is of a step, and of a way of sampling, that is asked for."
     return "step" in fields or row.get("step", last) == last
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #9d423b74
+# %% ../../nbs/7_evidence/09_claims.ipynb #ffe23b80
 def seed_table(
     profile: Profile,
     study: str,
@@ -251,7 +259,7 @@ def seed_table(
     table = pd.DataFrame(kept).groupby([*fields, "seed"]).value.mean().unstack("seed")
     return table.dropna(axis=1)
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #69e80d3a
+# %% ../../nbs/7_evidence/09_claims.ipynb #9cc1284c
 def arms_text(arms: list[Filter]) -> str:
     "Say settings in words."
     named = []
@@ -280,7 +288,7 @@ def check_text(check: Check, metric: str) -> str:
     than = "" if check.rule == "near" else " than"
     return f"{number_text(check, metric)}{where}: {check.rule}{than} {check.than:g} (margin {check.margin:g})"
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #0851bb49
+# %% ../../nbs/7_evidence/09_claims.ipynb #3be1e2d5
 def seeds_to_decide(found: Estimate, margin: float, level: float = 0.95) -> int:
     "Estimate how many seeds make the interval as narrow as the margin; at most 1000."
     spread = found.se * math.sqrt(found.n)
@@ -290,7 +298,7 @@ def seeds_to_decide(found: Estimate, margin: float, level: float = 0.95) -> int:
             return seeds
     return 1000
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #484fb454
+# %% ../../nbs/7_evidence/09_claims.ipynb #a932e00b
 class Outcome(NamedTuple):
     "What a check found."
     found: Estimate
@@ -321,7 +329,7 @@ def judge_scores(
         return Outcome(found, "U", "the curve has no peak")
     return Outcome(found, "U", f"about {seeds_to_decide(found, check.margin)} seeds would decide")
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #548f4544
+# %% ../../nbs/7_evidence/09_claims.ipynb #dde108b0
 def claim_outcomes(
     claim: Claim,
     rules: Claims,
