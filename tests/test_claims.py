@@ -108,7 +108,7 @@ def test_measures_are_averages_of_metrics(store):
     both = seed_table(profile, "made", ["a", "b"], ["d_latent"], place)
     one = seed_table(profile, "made", ["a"], ["d_latent"], place)
     assert np.allclose(both - one, 0.1)
-    named = judged(store, [contrast({"d_latent": 16}, {"d_latent": 4}, where=PLAIN, metric="both")], measures={"both": ["a", "b"]})
+    named = judged(store, [contrast({"d_latent": 16}, {"d_latent": 4}, where=PLAIN, metric="both")], measures={"both": {"metrics": ["a", "b"]}})
     assert named.verdict == "R"
 
 
@@ -128,3 +128,13 @@ def test_seeds_to_decide_makes_the_interval_as_narrow_as_the_margin():
     spread = found.se * math.sqrt(10)
     width = lambda n: 2 * claims.stats.t.ppf(0.975, n - 1) * spread / math.sqrt(n)
     assert width(needed) <= 0.5 < width(needed - 1)
+
+
+def test_scores_without_room_decide_nothing(store):
+    higher = contrast({"d_latent": 16}, {"d_latent": 4}, where=PLAIN)
+    assert judged(store, [higher], measures={"a": {"metrics": ["a"], "low": 0.1}}).verdict == "R"      # one of the two is above
+    floor = judged(store, [higher], measures={"a": {"metrics": ["a"], "low": 0.5}})
+    assert floor.verdict == "U" and "at the floor" in floor.note
+    ceiling = judged(store, [higher], measures={"a": {"metrics": ["a"], "high": 0.05}})
+    assert ceiling.verdict == "U" and "at the ceiling" in ceiling.note
+    with pytest.raises(ValueError, match="give either checks or the reason"): Claim(text="x", paper="y")

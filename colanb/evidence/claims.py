@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Filter', 'Rule', 'CLAIMS', 'UNKNOWN', 'jackknife', 'chosen', 'arm_score', 'contrast', 'ratio', 'curve', 'slope',
-           'peak', 'peak_slope', 'side', 'Check', 'Claim', 'Claims', 'read_claims', 'field_value', 'counted',
-           'seed_table', 'arms_text', 'number_text', 'check_text', 'seeds_to_decide', 'Outcome', 'judge_scores',
-           'claim_outcomes', 'judge_claim']
+           'peak', 'peak_slope', 'side', 'Check', 'Claim', 'Measure', 'Claims', 'read_claims', 'field_value', 'counted',
+           'seed_table', 'arms_text', 'number_text', 'check_text', 'seeds_to_decide', 'Outcome', 'no_room',
+           'judge_scores', 'claim_outcomes', 'judge_claim']
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #05c32435
+# %% ../../nbs/7_evidence/09_claims.ipynb #c04d72eb
 import math
 from collections.abc import Callable
 from itertools import product
@@ -27,7 +27,7 @@ from .report import Verdict
 from .store import STORE, study_records
 from ..measure.estimators import Estimate, mean_interval
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #799ecb9c
+# %% ../../nbs/7_evidence/09_claims.ipynb #672ed023
 def jackknife(
     statistic: Callable[[pd.Series], float],   # of mean scores by setting
     scores: pd.DataFrame,                      # settings x seeds, at least two of them
@@ -49,7 +49,7 @@ def jackknife(
     shift = whole - spread.value   # the interval stands around the number itself
     return spread._replace(value=whole, low=spread.low + shift, high=spread.high + shift)
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #c75bc3cc
+# %% ../../nbs/7_evidence/09_claims.ipynb #d454ad6c
 Filter = dict[str, Any]   # field -> its value, or a list of values
 
 def chosen(
@@ -69,7 +69,7 @@ def arm_score(means: pd.Series, arm: Filter) -> float:
     "Average the scores of the settings that a filter chooses."
     return float(means[chosen(means.index, arm)].mean())
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #714dafd8
+# %% ../../nbs/7_evidence/09_claims.ipynb #e6eb2452
 def contrast(means: pd.Series, plus: list[Filter], minus: list[Filter]) -> float:
     "Compute the sum of some arms less that of others."
     return sum(arm_score(means, arm) for arm in plus) - sum(arm_score(means, arm) for arm in minus)
@@ -79,7 +79,7 @@ def ratio(means: pd.Series, plus: list[Filter], minus: list[Filter]) -> float:
     below = sum(arm_score(means, arm) for arm in minus)
     return sum(arm_score(means, arm) for arm in plus) / below if below else math.nan
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #50322594
+# %% ../../nbs/7_evidence/09_claims.ipynb #dd50ec8e
 def curve(
     means: pd.Series,
     along: str,        # a field
@@ -109,7 +109,7 @@ def peak_slope(means: pd.Series, along: str, over: str) -> float:
         return math.nan
     return float(np.polyfit(np.log(values), places, 1)[0])
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #d3deb05f
+# %% ../../nbs/7_evidence/09_claims.ipynb #2c8a940b
 Rule = Literal["more", "not less", "less", "not more", "near"]
 
 def side(
@@ -133,7 +133,7 @@ def side(
         return "NR" if high < margin else "R" if low > 0 else "U"
     return "R" if low > -margin else "NR" if high < 0 else "U"
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #aad201ae
+# %% ../../nbs/7_evidence/09_claims.ipynb #2e4c4931
 class Check(Config):
     "One number of a study's scores, and how it must stand to a value."
     statistic: Literal["contrast", "ratio", "slope", "peak", "peak_slope"]
@@ -168,6 +168,12 @@ class Check(Config):
         named = [field for arm in arms for field in arm]
         return list(dict.fromkeys([*named, *filter(None, (self.along, self.over))]))
 
+    def used(self, means: pd.Series) -> pd.Series:
+        "Keep the scores that the check looks at."
+        kept = means[chosen(means.index, self.where)]
+        arms = [chosen(kept.index, arm) for arm in (*self.plus, *self.minus)]
+        return kept[np.any(arms, axis=0)] if arms else kept
+
     def value(self, means: pd.Series) -> float:
         "Compute the number from mean scores by setting."
         kept = means[chosen(means.index, self.where)]
@@ -181,7 +187,7 @@ class Check(Config):
             return peak(kept, self.along)
         return peak_slope(kept, self.along, self.over)
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #6c3b0163
+# %% ../../nbs/7_evidence/09_claims.ipynb #8a3f553e
 class Claim(Config):
     "A claim of the paper, and how it is judged."
     text: str
@@ -199,11 +205,17 @@ class Claim(Config):
             raise ValueError("give either checks or the reason why it is untested")
         return self
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #2d7eabc0
+# %% ../../nbs/7_evidence/09_claims.ipynb #724abf8a
+class Measure(Config):
+    "What a name in the rules stands for."
+    metrics: list[str] = Field(min_length=1)   # averaged
+    low: float | None = None                   # at or below it nothing has been learned
+    high: float | None = None                  # at or above it nothing is left to learn
+
 class Claims(Config):
     "All claims that are judged by scores of trained models, in the order of their ids."
     profile: str                        # whose studies are counted
-    measures: dict[str, list[str]] = {}  # name -> metrics that are averaged
+    measures: dict[str, Measure] = {}   # other names are those of metrics
     claims: dict[str, Claim]
     amendments: list[str] = []          # what was changed after the first commit: date, claim, reason
 
@@ -213,7 +225,7 @@ def read_claims(path: Path = CLAIMS) -> Claims:
     "Read the rules; raise `ValueError` with a line for each wrong value."
     return Claims.read(YAML(typ="safe", pure=True).load(path.read_text()), where=path.name)
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #d8ea498a
+# %% ../../nbs/7_evidence/09_claims.ipynb #7bb87aac
 def field_value(
     record: dict[str, Any],   # a result file
     row: dict[str, Any],      # one of its rows
@@ -224,8 +236,9 @@ def field_value(
         return row[field]
     if field == "family":
         return (record["run"]["baseline"] or {"family": "cola"})["family"]
-    short = {"d_latent": "vae.d_latent", "loc": "flow.loc", "steps": "sample.steps"}
-    name = short.get(field, field if "." in field else f"sample.{field}")
+    name = field if "." in field else f"sample.{field}"
+    if field == "d_latent":
+        name = "vae.d_latent"
     value = record["run"]
     for key in name.split("."):
         value = value.get(key, math.nan) if isinstance(value, dict) else math.nan
@@ -237,7 +250,7 @@ def counted(row: dict[str, Any], last: int, fields: list[str]) -> bool:
     "Tell whether a row is of a step, and of a way of sampling, that is asked for."
     return "step" in fields or row.get("step", last) == last
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #ffe23b80
+# %% ../../nbs/7_evidence/09_claims.ipynb #8acad8b9
 def seed_table(
     profile: Profile,
     study: str,
@@ -259,7 +272,7 @@ def seed_table(
     table = pd.DataFrame(kept).groupby([*fields, "seed"]).value.mean().unstack("seed")
     return table.dropna(axis=1)
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #9cc1284c
+# %% ../../nbs/7_evidence/09_claims.ipynb #09e52e2d
 def arms_text(arms: list[Filter]) -> str:
     "Say settings in words."
     named = []
@@ -288,7 +301,7 @@ def check_text(check: Check, metric: str) -> str:
     than = "" if check.rule == "near" else " than"
     return f"{number_text(check, metric)}{where}: {check.rule}{than} {check.than:g} (margin {check.margin:g})"
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #3be1e2d5
+# %% ../../nbs/7_evidence/09_claims.ipynb #e7d7fd0b
 def seeds_to_decide(found: Estimate, margin: float, level: float = 0.95) -> int:
     "Estimate how many seeds make the interval as narrow as the margin; at most 1000."
     spread = found.se * math.sqrt(found.n)
@@ -298,7 +311,7 @@ def seeds_to_decide(found: Estimate, margin: float, level: float = 0.95) -> int:
             return seeds
     return 1000
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #a932e00b
+# %% ../../nbs/7_evidence/09_claims.ipynb #f2185cfb
 class Outcome(NamedTuple):
     "What a check found."
     found: Estimate
@@ -307,9 +320,19 @@ class Outcome(NamedTuple):
 
 UNKNOWN = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
 
+def no_room(check: Check, scores: pd.DataFrame, measure: Measure) -> str:
+    "Say where scores lie if they cannot differ: all at the floor or all at the ceiling; empty if they can."
+    used = check.used(scores.mean(axis=1))
+    if measure.low is not None and used.max() <= measure.low:
+        return f"all scores are at the floor (at most {used.max():.3f})"
+    if measure.high is not None and used.min() >= measure.high:
+        return f"all scores are at the ceiling (at least {used.min():.3f})"
+    return ""
+
 def judge_scores(
     check: Check,
     scores: pd.DataFrame,   # settings x seeds
+    measure: Measure,
     seeds: int,             # with which it is judged
     checks: int,            # of the claim
 ) -> Outcome:
@@ -320,6 +343,9 @@ def judge_scores(
         return Outcome(found, "U", f"{done} of {seeds} seeds are done")
     scores = scores.iloc[:, :seeds]
     found = jackknife(check.value, scores)
+    limit = no_room(check, scores, measure)
+    if limit:
+        return Outcome(found, "U", limit)
     strict = jackknife(check.value, scores, 1 - 0.05 / checks)
     rule = (check.rule, check.than, check.margin)
     verdict = side(found, *rule)
@@ -329,7 +355,7 @@ def judge_scores(
         return Outcome(found, "U", "the curve has no peak")
     return Outcome(found, "U", f"about {seeds_to_decide(found, check.margin)} seeds would decide")
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #dde108b0
+# %% ../../nbs/7_evidence/09_claims.ipynb #47229fda
 def claim_outcomes(
     claim: Claim,
     rules: Claims,
@@ -340,9 +366,9 @@ def claim_outcomes(
     outcomes = []
     for check in claim.checks:
         metric = check.metric or claim.metric
-        metrics = rules.measures.get(metric, [metric])
-        scores = seed_table(profile, check.study or claim.study, metrics, check.fields(), store)
-        outcomes.append(judge_scores(check, scores, claim.seeds, len(claim.checks)))
+        measure = rules.measures.get(metric) or Measure(metrics=[metric])
+        scores = seed_table(profile, check.study or claim.study, measure.metrics, check.fields(), store)
+        outcomes.append(judge_scores(check, scores, measure, claim.seeds, len(claim.checks)))
     return outcomes
 
 def judge_claim(
@@ -354,7 +380,12 @@ def judge_claim(
     "Judge a claim by its rules."
     claim = rules.claims[name]
     words = [check_text(check, check.metric or claim.metric) for check in claim.checks]
-    about = {"claim": name, "text": claim.text, "paper": claim.paper, "criterion": "; ".join(words) or "none"}
+    about = {
+        "claim": name,
+        "text": claim.text,
+        "paper": claim.paper,
+        "criterion": "; ".join(words) or "none",
+    }
     if claim.untested:
         return Verdict(ours="not tested", verdict="NT", note=claim.untested, **about)
     try:
