@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['campaign_parser', 'Place', 'few_steps', 'shrink_run', 'code_fingerprint', 'cpu_name', 'here', 'train_unit',
            'keep_run', 'run_unit', 'run_campaign', 'prepared_key', 'corpus_keys', 'Status', 'status_of',
-           'vocabulary_size', 'flops_of', 'measured_rate', 'local_place', 'prepare_needs', 'status_text',
-           'progress_text', 'train_missing', 'main']
+           'vocabulary_size', 'flops_of', 'measured_rate', 'expected_hours', 'local_place', 'prepare_needs',
+           'status_text', 'progress_text', 'train_missing', 'main']
 
 # %% ../../nbs/7_evidence/07_campaign.ipynb #fccb432c
 import sys
@@ -264,19 +264,32 @@ class Status(NamedTuple):
         old = self.made_by_other_code() if again else []
         return self.missing + [self.asked[key] for key in old]
 
+def _found(
+    asked: dict[str, Unit],
+    place: Place,
+    read: dict[str, dict[str, Any]],   # records that were read before; what is read is added
+) -> dict[str, dict[str, Any]]:        # as asked; what is missing is left out
+    "Read the files of units, those that were not read before."
+    for key in asked.keys() - read.keys():
+        record = find_run(place.store, asked[key])
+        if record:
+            read[key] = record
+    return {key: read[key] for key in asked if key in read}
+
 def status_of(
     profile: Profile,
     place: Place,
     corpora: dict[str, str],                # corpus -> its key
     studies: Sequence[str] | None = None,   # None: all
     seeds: Sequence[int] | None = None,     # None: all of each study
+    read: dict[str, dict[str, Any]] | None = None,   # records that were read before, by key; what is read is added
 ) -> Status:
     "Look up which runs of studies are in the store; raise `ValueError` that names a damaged file."
+    read = {} if read is None else read
     asked = {}
     for unit in units_of(profile, corpora, studies, seeds):
         asked.setdefault(unit.key, unit)
-    records = {key: find_run(place.store, unit) for key, unit in asked.items()}
-    found = {key: record for key, record in records.items() if record}
+    found = _found(asked, place, read)
     missing = [unit for key, unit in asked.items() if key not in found]
     used = {unit.key for unit in units_of(profile, corpora)} | {"index"}
     unused = sorted(file.stem for file in place.store.glob("*.json") if file.stem not in used)
@@ -316,6 +329,17 @@ def measured_rate(records: Sequence[dict[str, Any]]) -> float | None:   # FLOP p
             seconds += record["seconds"]
             flops += max(row["value"] for row in record["rows"] if row["metric"] == "flops")
     return flops / seconds if seconds else None
+
+def expected_hours(
+    flops: Sequence[float],   # of what is to be trained
+    status: Status,
+    workers: int,             # processes
+) -> float | None:
+    "Compute how long training will take; None if no run was finished on the present device."
+    if not flops:
+        return 0.0
+    rate = measured_rate(list(status.found.values()))
+    return rate and sum(flops) / rate / workers / 3600
 
 # %% ../../nbs/7_evidence/07_campaign.ipynb #eddaaeb1
 def local_place(profile: Profile) -> Place:
@@ -396,20 +420,22 @@ def train_missing(
 ) -> Status:                                # afterwards
     "Train what studies ask for and the store lacks; raise `RuntimeError` if a run fails."
     corpora = corpus_keys(profile, place)
-    status = status_of(profile, place, corpora, studies, seeds)
+    read = {}   # a store of many runs is read once
+    status = status_of(profile, place, corpora, studies, seeds, read)
     todo = status.todo(again)
     flops = flops_of(todo, profile, place)
-    rate = measured_rate(list(status.found.values())) if todo else math.inf
-    print(status_text(status, rate and sum(flops) / rate / workers / 3600), flush=True)
+    print(status_text(status, expected_hours(flops, status, workers)), flush=True)
     if dry:
         return status
     index = index_text(profile, corpora)
     write_text_atomically(place.store / "index.json", index)
     if todo:
         _train(todo, flops, profile, place, workers)
-    if not status_of(profile, place, corpora).missing:
+    for unit in todo:
+        read.pop(unit.key, None)   # written anew
+    if not status_of(profile, place, corpora, read=read).missing:
         shutil.rmtree(place.vaes, ignore_errors=True)
-    return status_of(profile, place, corpora, studies, seeds)
+    return status_of(profile, place, corpora, studies, seeds, read)
 
 # %% ../../nbs/7_evidence/07_campaign.ipynb #051c2edb
 @command(
