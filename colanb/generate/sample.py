@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import SampleConfig, stream
+from ..learn.path import implied_clean
 from ..model.cache import KVCache
 from ..model.dit import DiT
 from ..model.layers import Times
@@ -60,7 +61,7 @@ def fresh_step(
 ) -> Float[Tensor, "b s d"]:
     "Take an Euler step after which the share eta of the noise is new."
     v = velocity(z, t)
-    clean = z - t * v
+    clean = implied_clean(z, v, t)
     old_noise = z + (1 - t) * v
     mixed = (1 - eta**2) ** 0.5 * old_noise + eta * noise
     return (1 - t_next) * clean + t_next * mixed
@@ -255,7 +256,7 @@ class BlockField:
         "Read the clean latents off a velocity: those that are held are clean already."
         if self.time.pinned is not None:
             t = torch.where(self.time.pinned, 0.0, t)
-        return z[rows] - t[rows][..., None] * velocity
+        return implied_clean(z[rows], velocity, t[rows])
 
 # %% ../../nbs/4_generate/01_sample.ipynb #d41c6bf3
 def _autocast_type(device: str) -> torch.dtype | None:   # device as in `torch.autocast`
