@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from ..config import ODEConfig
-from ..generate.baselines import make_sampler
 from ..generate.sample import prompt_seeds
 from .baseline_likelihood import text_likelihood
 from .text_likelihood import sampler_start
 from ..model.baselines import Baseline
 from ..model.cola import ColaDLM
 from ..release.hub import ColaModel, OpenModel, open_any_model
+from ..release.sampler import sampler_for
 
 # %% ../../nbs/6_measure/10_harness.ipynb #47a2f5c5
 @runtime_checkable
@@ -131,7 +131,7 @@ class HarnessWriter:
     ) -> list[list[int]]:        # token ids
         "Generate a continuation of each prompt."
         self.notice_length(prompts)
-        sampler = make_sampler(self.model, self.tokenizer, self.run.sampling(**changes))
+        sampler = sampler_for(self.model, self.tokenizer, self.run.sampling(**changes))
         seeds = request_seeds(prompts, self.seed)
         continuations = []
         for start in range(0, len(prompts), self.batch_size):
