@@ -9,8 +9,8 @@ __all__ = ['ROOT', 'LIMITS', 'Count', 'Share', 'LOCAL_BUILDERS', 'SOURCE_FIELDS'
            'VAEConfig', 'DiTConfig', 'BaselineConfig', 'FlowConfig', 'TrainConfig', 'SampleConfig', 'ODEConfig',
            'RunConfig', 'text_baseline', 'text_run', 'TaskConfig', 'SweepConfig', 'StudyConfig', 'vary', 'Profile',
            'named_entries', 'unknown_names', 'wrong_runs', 'wrong_studies', 'wrong_settings', 'read_params',
-           'load_profile', 'CommandLine', 'reason_of', 'command', 'positive', 'check_params', 'with_examples', 'main',
-           'nan_to_null', 'differences', 'stream', 'pick_device']
+           'load_profile', 'CommandLine', 'StopSignal', 'reason_of', 'command', 'positive', 'check_params',
+           'with_examples', 'main', 'nan_to_null', 'differences', 'stream', 'pick_device']
 
 # %% ../nbs/00_config.ipynb #21919728
 import argparse
@@ -967,7 +967,14 @@ class CommandLine(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {line}\n")
 
 # %% ../nbs/00_config.ipynb #1e430934
-def reason_of(error: ValueError | OSError) -> str:
+class StopSignal(Exception):
+    "Raised when a signal of `STOPS` has ended the work of a command."
+    def __init__(self, number: int):   # of the signal
+        super().__init__(f"stopped by {STOPS[number]}")
+        self.status = 128 + number
+
+
+def reason_of(error: Exception) -> str:
     "Say in words why a command ends."
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
@@ -975,7 +982,9 @@ def reason_of(error: ValueError | OSError) -> str:
 
 
 def command(
-    name: str,             # as it is typed
+    name: str,                                # as it is typed
+    interrupted: str = "interrupted",         # said after Ctrl-C: what is kept and how to go on, if there is something
+    told: tuple[type[Exception], ...] = (),   # errors besides `ValueError` and `OSError` whose message is for the user
 ) -> Callable[[Callable], Callable[..., int]]:
     "Decorate the function that runs a command: what it raises becomes a line on the error stream and a status."
     def decorate(run: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
@@ -989,8 +998,10 @@ def command(
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # for what Python writes when it ends
                 return 141
             except KeyboardInterrupt:
-                status, reason = 130, "interrupted"
-            except (ValueError, OSError) as error:
+                status, reason = 130, interrupted
+            except StopSignal as end:
+                status, reason = end.status, str(end)
+            except (ValueError, OSError, *told) as error:
                 status, reason = 1, reason_of(error)
             print(f"{name}: {reason}", file=sys.stderr)
             return status
@@ -1015,12 +1026,8 @@ def positive(kind: type) -> Callable[[str], int | float]:  # kind: int or float
 def check_params(
     names: list[str],   # profiles; empty: all
 ) -> int:               # exit code
-    "Print what is wrong with profiles, or how many runs they have."
-    try:
-        names = names or [name for name in read_params() if name != "profile"]
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
+    "Print what is wrong with profiles, or how many runs they have; `ValueError` for an unreadable file."
+    names = names or [name for name in read_params() if name != "profile"]
     code = 0
     for name in names:
         try:
@@ -1048,7 +1055,10 @@ def with_examples(
         formatter_class=argparse.RawDescriptionHelpFormatter)
 
 # %% ../nbs/00_config.ipynb #9f4bd708
-def main(argv: list[str] | None = None) -> int:   # None: those of the process -> exit code
+@command("colanb.config")
+def main(
+    argv: Sequence[str] | None = None,   # arguments; None: those of the process
+) -> int:                                # exit code
     "Run the command line `python -m colanb.config`."
     parser = with_examples(
         "python -m colanb.config",

@@ -51,7 +51,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -60,7 +60,7 @@ from typing import Any
 import nbformat
 import psutil
 
-from .config import Profile, ROOT, STOPS, load_profile
+from .config import Profile, ROOT, STOPS, StopSignal, command, load_profile
 
 # %% ../nbs/01_run.ipynb #524cbe78
 def declared_parameters(
@@ -324,7 +324,9 @@ def seed_environment(
 # %% ../nbs/01_run.ipynb #4458b113
 @contextmanager
 def forward_stops() -> Iterator[Callable[[], int]]:
-    "Hand SIGTERM and Ctrl-C on to this process's children; yields a function that gives the signal that came, or 0."
+    """Hand SIGTERM and Ctrl-C on to this process's children; yields what gives the one that came, or 0.
+
+    `StopSignal` is raised if what failed meanwhile failed after a signal."""
     came = []
 
     def hand_on(number: int, frame: object) -> None:
@@ -342,6 +344,10 @@ def forward_stops() -> Iterator[Callable[[], int]]:
         signal.signal(number, hand_on)
     try:
         yield lambda: came[0] if came else 0
+    except (Exception, SystemExit):
+        if came:
+            raise StopSignal(came[0]) from None
+        raise
     finally:
         for number in held:
             signal.signal(number, before[number])
@@ -456,9 +462,10 @@ def run_typed(
         raise RuntimeError(f"{notebook} failed for seeds {failed} of {profile.seeds}")
 
 # %% ../nbs/01_run.ipynb #606cbd34
+@command("colanb.run", told=(RuntimeError,))
 def main(
-    argv: list[str],  # NOTEBOOK OUT name=value ...
-) -> int:             # exit code
+    argv: Sequence[str] | None = None,   # NOTEBOOK OUT name=value ...; None: those of the process
+) -> int:                                # exit code
     "Run the command line `python -m colanb.run`."
     asked = parser_of_run().parse_args(argv)
     notebook, out, params = asked.notebook, asked.out, dict(asked.params)
@@ -467,17 +474,10 @@ def main(
         end_with_parent(os.getppid())
     if os.environ.get("COLANB_PORTABLE") == "1":
         os.environ.update(PORTABLE)   # kernels inherit it
-    with forward_stops() as stopping:
-        try:
-            with replacing(params) if is_stage else nullcontext(params) as params:
-                run_typed(notebook, out, params, stopping)
-        except (OSError, ValueError, RuntimeError, SystemExit) as error:
-            number = stopping()
-            message = f"stopped by {STOPS[number]}" if number else error
-            print(f"colanb.run: {message}", file=sys.stderr)
-            return 128 + number if number else 1
+    with forward_stops() as stopping, replacing(params) if is_stage else nullcontext(params) as params:
+        run_typed(notebook, out, params, stopping)
     return 0
 
 # %% ../nbs/01_run.ipynb #7b7d727d
 if __name__ == "__main__" and "__file__" in globals():   # not inside a notebook
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

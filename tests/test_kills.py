@@ -39,9 +39,10 @@ from colanb.measure.likelihood import (
 from colanb.measure.text_likelihood import History, TextScorer, price_list
 from colanb.generate.sample import (
     BlockField, BlockState, Sampler, begin_states, choose_tokens, encode_prompts, filter_logits, hold_prefix,
-    noise_stream, prompt_seeds, renoise, sees_padding, solver_step, solver_table, solver_times, transport_block,
+    prompt_seeds, renoise, sees_padding, solver_step, solver_table, solver_times, transport_block,
 )
 from colanb.model.trunk import use
+from colanb.release.sampler import ReleaseSampler
 from colanb.model.vae import Encoder, Posterior, TextVAE, vae_logsnr
 
 close = torch.testing.assert_close
@@ -854,14 +855,10 @@ class Letters(Tokenizer):
 
 def test_sample_streams_and_states():
     draw = lambda generator: torch.rand(3, generator=generator).tolist()
-    config, release = SampleConfig(seed=9), SampleConfig(seed=9, compat="release")
-    assert draw(noise_stream(config, 4, 2)) == draw(stream(9, 4, 2))
-    assert (
-        draw(noise_stream(config, 4, 2, "repaint"))
-        == draw(stream(9, 4, 2, "repaint"))
-        == draw(noise_stream(release, 4, 2, "repaint"))
-    )
-    assert draw(noise_stream(release, 4, 2)) == draw(torch.Generator().manual_seed(9 + 4000 + 20_000_000))
+    own, release = (sampler_of(seed=9, compat=compat).noise_stream for compat in ("none", "release"))
+    assert draw(own(4, 2)) == draw(stream(9, 4, 2))
+    assert draw(own(4, 2, "repaint")) == draw(stream(9, 4, 2, "repaint")) == draw(release(4, 2, "repaint"))
+    assert draw(release(4, 2)) == draw(torch.Generator().manual_seed(9 + 4000 + 20_000_000))
     states = begin_states(["a", "b"], None)
     own = [stream("prompt", prompt, 0).initial_seed() for prompt in "ab"]
     assert [(s.index, s.seed, s.offset, s.tokens, s.latents, s.done) for s in states] == [
@@ -875,7 +872,8 @@ def test_sample_streams_and_states():
 
 
 def sampler_of(**how):
-    return Sampler(small_vae(), small_dit(), Letters(), SampleConfig(**dict(steps=2, max_new_tokens=5) | how))
+    made = ReleaseSampler if how.get("compat") == "release" else Sampler
+    return made(small_vae(), small_dit(), Letters(), SampleConfig(**dict(steps=2, max_new_tokens=5) | how))
 
 
 def state_of(offset, tokens):
@@ -936,10 +934,9 @@ def test_sample_batch_goes_on_without_the_finished():
 def test_sample_release_decodes_without_scaling():
     vae = small_vae(scaling_factor=2.0, shifting_factor=0.5)
     z = torch.randn(1, 2, 4)
-    for compat, expected in (("none", vae.decoder(z / 2 + 0.5)), ("release", vae.decoder(z))):
-        found = Sampler(vae, small_dit(), Letters(), SampleConfig(compat=compat)).decode(
-            z, vae.decoder.trunk.cache(1, 2)
-        )
+    for made, expected in ((Sampler, vae.decoder(z / 2 + 0.5)), (ReleaseSampler, vae.decoder(z))):
+        sampler = made(vae, small_dit(), Letters(), SampleConfig(compat=made.compat))
+        found = sampler.decode(z, vae.decoder.trunk.cache(1, 2))
         close(found, expected, atol=1e-5, rtol=1e-4)
 
 

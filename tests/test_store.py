@@ -166,6 +166,15 @@ def test_a_failed_run_is_told_and_the_others_go_on(place, monkeypatch, capsys):
     assert len(trained) == 4 and "FAILED: ValueError: no luck" in capsys.readouterr().out
 
 
+def test_a_store_is_read_once(place, monkeypatch):
+    profile, folders, trained = place
+    campaign.train_missing(profile, folders, 1, ["second"])
+    before, read, seen = len(trained), store.read_record, []
+    monkeypatch.setattr(store, "read_record", lambda file: (seen.append(file.stem), read(file))[1])
+    assert campaign.train_missing(profile, folders, 1).missing == [] and len(trained) == 6
+    assert 0 < before < 6 and len(seen) == len(set(seen)) == 6
+
+
 def test_a_damaged_file_is_named(place, tmp_path):
     profile, folders, _ = place
     campaign.train_missing(profile, folders, 1)

@@ -25,8 +25,7 @@ from torch import Tensor
 
 from ..config import DataConfig, Profile, ROOT, RunConfig, SampleConfig, StudyConfig, SweepConfig, TaskConfig
 from ..config import nan_to_null, pick_device, stream
-from ..generate.baselines import make_sampler
-from ..generate.sample import Sampler, TextSampler
+from ..generate.sample import TextSampler
 from ..learn.path import interpolate
 from ..measure.baseline_likelihood import text_likelihood
 from ..measure.quality import Opening, continuation_outcomes, continue_openings, known_words, openings
@@ -35,6 +34,7 @@ from ..measure.tasks import Item, load_items
 from ..model.baselines import AR, Baseline
 from ..model.cola import ColaDLM
 from ..model.folders import open_model
+from ..release.sampler import sampler_for
 from ..text.corpus import Corpus
 from ..text.grammar import Mention, parse
 from ..text.testbed import Judgement, Testbed
@@ -421,7 +421,7 @@ def trace_texts(
     "Decode unconditional samples after each solver step of each block."
     tokens = blocks * model.dit.config.block_size * model.vae.config.patch_size
     config = config.replace(max_new_tokens=tokens, stop_at_newline=False)
-    sampler = Sampler(model.vae, model.dit, tokenizer, config)
+    sampler = sampler_for(model, tokenizer, config)
     traces = []
     for seed in range(count):
         steps: list[dict] = []
@@ -565,6 +565,6 @@ def measure_settings(
     "Measure a model under each of several settings of its sampler."
     rows = []
     for setting in settings:
-        sampler = make_sampler(model, tokenizer, run.sampling(**setting))
+        sampler = sampler_for(model, tokenizer, run.sampling(**setting))
         rows += measure(sampler, setting)
     return rows

@@ -63,12 +63,6 @@ class BaselineSampler(TextSampler):
         super().__init__(tokenizer, config)
         self.model = model.eval()
 
-    def checked(self, config: SampleConfig) -> SampleConfig:
-        "Raise `ValueError` for the release's way of sampling."
-        if config.compat != "none":
-            raise ValueError(f"sample.compat={config.compat!r}: baselines know 'none' only")
-        return config
-
     def canvas(self, ids: list[list[int]], room: int) -> Canvas:
         "Write prompts with `room` masks behind each."
         device = next(self.model.parameters()).device

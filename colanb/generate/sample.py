@@ -6,8 +6,8 @@
 __all__ = ['OnStep', 'OnDraft', 'solver_step', 'fresh_step', 'renoise', 'solver_times', 'SolverStep', 'solver_steps',
            'solver_table', 'Prefix', 'sees_padding', 'encode_prompts', 'BlockField', 'record_graph', 'Replay',
            'hold_prefix', 'transport_block', 'filter_logits', 'choose_tokens', 'as_prompts', 'prompt_seeds', 'as_seeds',
-           'noise_stream', 'Generation', 'BlockState', 'begin_states', 'unfinished', 'Watchers', 'TextSampler',
-           'pass_filler', 'Sampler']
+           'Generation', 'BlockState', 'begin_states', 'unfinished', 'Watchers', 'TextSampler', 'pass_filler',
+           'Sampler']
 
 # %% ../../nbs/4_generate/01_sample.ipynb #cf328573
 import re
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import SampleConfig, stream
+from ..learn.path import implied_clean
 from ..model.cache import KVCache
 from ..model.dit import DiT
 from ..model.layers import Times
@@ -60,7 +61,7 @@ def fresh_step(
 ) -> Float[Tensor, "b s d"]:
     "Take an Euler step after which the share eta of the noise is new."
     v = velocity(z, t)
-    clean = z - t * v
+    clean = implied_clean(z, v, t)
     old_noise = z + (1 - t) * v
     mixed = (1 - eta**2) ** 0.5 * old_noise + eta * noise
     return (1 - t_next) * clean + t_next * mixed
@@ -255,7 +256,7 @@ class BlockField:
         "Read the clean latents off a velocity: those that are held are clean already."
         if self.time.pinned is not None:
             t = torch.where(self.time.pinned, 0.0, t)
-        return z[rows] - t[rows][..., None] * velocity
+        return implied_clean(z[rows], velocity, t[rows])
 
 # %% ../../nbs/4_generate/01_sample.ipynb #d41c6bf3
 def _autocast_type(device: str) -> torch.dtype | None:   # device as in `torch.autocast`
@@ -541,18 +542,6 @@ def as_seeds(
         raise ValueError(f"{len(seeds)} seeds for {count} prompts")
     return seeds
 
-# %% ../../nbs/4_generate/01_sample.ipynb #6f1d02c7
-def noise_stream(
-    config: SampleConfig,
-    item: int,              # seed of the item
-    *place: int | str,      # block, and what the noise is for
-) -> torch.Generator:
-    "Make the random stream of one item at one place; `compat='release'` seeds a block's noise as the release does."
-    if config.compat == "release" and len(place) == 1:
-        block = place[0]
-        return torch.Generator().manual_seed(config.seed + 1000 * item + 10_000_000 * block)
-    return stream(config.seed, item, *place)
-
 # %% ../../nbs/4_generate/01_sample.ipynb #8a187671
 class Generation(NamedTuple):
     "A continuation."
@@ -618,7 +607,8 @@ class Watchers(NamedTuple):
 # %% ../../nbs/4_generate/01_sample.ipynb #b02ea8bd
 class TextSampler(ABC):
     "Generates continuations; the base of the samplers of all families."
-    drawn = False   # whether chance enters by drawn tokens alone: then greedy texts from one prompt are all the same
+    drawn = False     # whether chance enters by drawn tokens alone: then greedy texts from one prompt are all the same
+    compat = "none"   # the value of `SampleConfig.compat` that asks for this sampler
 
     def __init__(self, tokenizer: Tokenizer, config: SampleConfig):
         self.tokenizer = tokenizer
@@ -626,7 +616,10 @@ class TextSampler(ABC):
         self.stop_ids = getattr(tokenizer, "stop_ids", {tokenizer.eos_id})   # released tokenizers have several
 
     def checked(self, config: SampleConfig) -> SampleConfig:
-        "Raise `ValueError` for settings that this family does not know."
+        "Raise `ValueError` for settings that this sampler does not know."
+        if config.compat != self.compat:
+            name = type(self).__name__
+            raise ValueError(f"sample.compat={config.compat!r}: {name} knows {self.compat!r} only")
         return config
 
     def blocks(self,
@@ -748,6 +741,7 @@ def pass_filler(state: BlockState, patch_size: int, pad_id: int) -> None:
 # %% ../../nbs/4_generate/01_sample.ipynb #cc1d012f
 class _LatentSampler(TextSampler):
     "VAE and DiT of a sampler, with noise, decoding and caches."
+    names_special = False   # whether the name of a special token in a prompt is that token: see `Tokenizer.encode`
 
     def __init__(self,
         vae: TextVAE,
@@ -764,25 +758,22 @@ class _LatentSampler(TextSampler):
         self.vae = vae.eval()
         self.dit = dit.eval()
 
-    @property
-    def release(self) -> bool:
-        "Whether to do as the released sampler does."
-        return self.config.compat == "release"
+    def noise_stream(self, item: int, *place: int | str) -> torch.Generator:
+        "Make the random stream of an item, named by its seed, at one place: the block, and what the noise is for."
+        return stream(self.config.seed, item, *place)
 
     def noise(self, states: list[BlockState], *place: int | str) -> Float[Tensor, "b s d"]:
         "Draw standard normal noise, with one stream per item."
         shape = (self.dit.config.block_size, self.dit.config.d_latent)
         noises = []
         for state in states:
-            generator = noise_stream(self.config, state.seed, *place)
+            generator = self.noise_stream(state.seed, *place)
             noises.append(torch.randn(shape, generator=generator))
         weight = self.dit.input.weight
         return torch.stack(noises).to(weight.device, torch.promote_types(weight.dtype, torch.float32))
 
     def decode(self, z: Float[Tensor, "b n d"], cache: KVCache) -> Float[Tensor, "b l v"]:
-        "Decode new latents to logits; under `compat='release'` their scaling and shift are not undone."
-        if self.release:
-            return self.vae.decoder(z, cache)
+        "Decode new latents to logits."
         return self.vae.decode(z, cache)
 
     def prefill(self, prefix: Prefix, capacity: int) -> tuple[KVCache, KVCache]:
@@ -827,9 +818,13 @@ class _LatentSampler(TextSampler):
         for state, tokens, latents in zip(states, chosen, z):
             state.tokens += tokens
             state.latents.append(latents)
-            if k == 0 and not self.release:
-                pass_filler(state, self.vae.config.patch_size, self.tokenizer.pad_id)
+            if k == 0:
+                self.end_prompt(state)
             state.done = self.stopped(state)
+
+    def end_prompt(self, state: BlockState) -> None:
+        "Find where the prompt ends, once the first block is read."
+        pass_filler(state, self.vae.config.patch_size, self.tokenizer.pad_id)
 
     def draft_block(self,
         states: list[BlockState],
@@ -873,22 +868,28 @@ class Sampler(_LatentSampler):
 
     def _begin(self, prompts: list[str], seeds: list[int] | None) -> tuple[list[BlockState], Prefix]:
         "Encode the prompts and make their states."
-        special = self.release   # names of special tokens in a prompt: see `Tokenizer.encode`
-        ids = [self.tokenizer.encode(prompt, special) for prompt in prompts]
+        ids = [self.tokenizer.encode(prompt, self.names_special) for prompt in prompts]
         size = self.dit.config.block_size
         prefix = encode_prompts(self.vae, ids, size, self.tokenizer.pad_id, self.config.first_block)
-        if seeds is None and self.release:
-            seeds = list(range(len(prompts)))   # the release counts the items of a batch
+        seeds = self.own_seeds(prompts) if seeds is None else seeds
         return begin_states(prompts, seeds, prefix.offset.tolist()), prefix
+
+    def own_seeds(self, prompts: list[str]) -> list[int]:
+        "Compute the seeds of prompts that were given none."
+        return prompt_seeds(prompts)
+
+    def tokens_of(self, prefix: Prefix) -> int:
+        "Count the tokens that the longest text needs from its first block on."
+        return self.config.max_new_tokens + int(prefix.pinned.sum(1).max()) * self.vae.config.patch_size
+
+    def staying(self, states: list[BlockState]) -> list[int]:
+        "Find the rows of a batch that take part in the next block."
+        return unfinished(states)
 
     def _rounds(self, prefix: Prefix) -> int:
         "Count the blocks that the longest continuation needs."
-        patch_size = self.vae.config.patch_size
-        tokens = self.config.max_new_tokens
-        if not self.release:
-            tokens += int(prefix.pinned.sum(1).max()) * patch_size
-        chunk = self.dit.config.block_size * patch_size
-        return -(-tokens // chunk)
+        chunk = self.dit.config.block_size * self.vae.config.patch_size
+        return -(-self.tokens_of(prefix) // chunk)
 
     def _transport(self,
         batch: _LiveBatch,
@@ -921,24 +922,10 @@ class Sampler(_LatentSampler):
 
     def _remember(self, batch: _LiveBatch, z: Float[Tensor, "b s d"]) -> None:
         "Let finished samples leave, and write the others' block into the DiT's cache."
-        remaining = unfinished(batch.states)
-        if len(remaining) < len(batch.states) and not self.release:   # in the release nobody leaves before the last one
+        remaining = self.staying(batch.states)
+        if len(remaining) < len(batch.states):
             batch.keep(remaining)
             z = z[remaining]
         self.dit(z, z.new_zeros(len(z), 1), batch.dit_cache)
         batch.dit_cache.advance(z.shape[1])
         batch.open_next_block()
-
-    def stopped(self, state: BlockState) -> bool:
-        "Whether a state is done; in the release at an end of text alone, also one of the prompt's share."
-        if self.release:
-            return not self.stop_ids.isdisjoint(state.tokens)
-        return super().stopped(state)
-
-    def finish(self, state: BlockState) -> Generation:
-        "Cut the continuation out of a state; in the release the prompt's share alone is cut."
-        if not self.release:
-            return super().finish(state)
-        tokens = state.tokens[state.offset:]
-        text = self.tokenizer.decode(tokens, skip_special=False)
-        return Generation(text, tokens, torch.cat(state.latents))

@@ -6,7 +6,7 @@
 __all__ = ['QUICK', 'bench_parser', 'Spread', 'wait', 'matmul_rate', 'fast_bf16', 'Race', 'race', 'Plan', 'make_model', 'step_of',
            'ways', 'training_rows', 'attention_rows', 'precision_losses', 'bf16_curve', 'prompts_of', 'generation_rows',
            'block_seconds', 'kind_of', 'time_by_part', 'history_growth', 'history_cost', 'time_shares', 'best_row',
-           'span', 'targets', 'speed_tables', 'calm', 'speed_report', 'machine', 'measure', 'main']
+           'span', 'targets', 'speed_tables', 'calm', 'speed_report', 'measure', 'main']
 
 # %% ../../nbs/8_lab/05_bench.ipynb #355df7ed
 import os
@@ -55,10 +55,8 @@ if __name__ == "__main__" and "__file__" in globals():   # not inside a notebook
 # %% ../../nbs/8_lab/05_bench.ipynb #c9f4314e
 import copy
 import json
-import platform
 import time
 from collections.abc import Callable, Sequence
-from datetime import date
 from functools import cache, partial
 from itertools import product
 from statistics import median
@@ -72,18 +70,17 @@ from torch import Tensor
 from torch._inductor.utils import fresh_cache
 
 from ..config import DiTConfig, FlowConfig, SampleConfig, TrainConfig, VAEConfig, command, stream
-from ..evidence.campaign import cpu_name
 from ..evidence.plots import markdown_table
 from ..generate.sample import Sampler
 from .plain import NumberTokenizer, plain_copy, plain_generate
 from ..learn.loop import keep_memory
 from ..learn.losses import stage2_loss
 from ..learn.optimisers import make_optimizers
-from ..measure.cost import decoder_work, dit_work, encoder_work
+from ..measure.cost import decoder_work, dit_work, encoder_work, machine
 from ..model.attention import attend
 from ..model.cola import ColaDLM
 from ..model.linear import linear, prefers_onednn
-from ..model.trunk import has_compiler, use
+from ..model.trunk import use
 from ..model.visibility import Visibility
 
 # %% ../../nbs/8_lab/05_bench.ipynb #bb626ee8
@@ -871,23 +868,6 @@ def speed_report(record: dict[str, Any]) -> str:  # Markdown
     sections += ["## bf16", comparison]
     return "\n\n".join(sections) + "\n"
 
-# %% ../../nbs/8_lab/05_bench.ipynb #9f614057
-def machine() -> dict[str, Any]:
-    "Describe processor and versions; no name of the host."
-    info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.exists() else ""
-    known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-    return dict(
-        cpu=cpu_name(),
-        cores=os.cpu_count(),
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        python=platform.python_version(),
-        compiler=has_compiler(),
-        instructions=[name for name in known if name in text],
-        date=date.today().isoformat(),
-    )
-
 # %% ../../nbs/8_lab/05_bench.ipynb #18e6d728
 def _all_training_rows(plan: Plan) -> list[dict[str, Any]]:
     "Time training steps at every batch size; jointly and with memory kept at the largest."
@@ -923,7 +903,7 @@ def measure(
     if unknown:
         raise ValueError(f"unknown part {sorted(unknown)[0]!r}: choose from {list(_MEASUREMENTS)}")
     sizes = {name: getattr(value, "model_dump", lambda: value)() for name, value in plan._asdict().items()}
-    record = {**(earlier or {}), "machine": machine(), "plan": sizes}
+    record = {**(earlier or {}), "machine": machine("cpu"), "plan": sizes}
     with fresh_cache():     # compile times are those of a first run
         for name, part in _MEASUREMENTS.items():
             if only and name not in only:

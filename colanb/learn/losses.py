@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import FlowConfig
-from .path import clean_prefix, interpolate, sample_time
+from .path import clean_prefix, implied_clean, interpolate, sample_time
 from ..model.cola import ColaDLM
 from ..model.dit import DiT, Outputs, packed_outputs
 from ..model.vae import Posterior, TextVAE, vae_logsnr
@@ -313,7 +313,7 @@ def _first_guess(
     with torch.no_grad():
         velocity = dit.velocity(dit.packed(*inputs), noisy, latent_times)
     t = latent_times.repeat_interleave(noisy.shape[1] // latent_times.shape[1], dim=1)
-    return noisy - t[..., None] * velocity
+    return implied_clean(noisy, velocity, t)
 
 # %% ../../nbs/3_learn/02_losses.ipynb #fb3cf0b8
 def _target_error(

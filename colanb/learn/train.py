@@ -34,7 +34,7 @@ if __name__ == "__main__" and "__file__" in globals() and {"-h", "--help"} & {*s
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from functools import partial
@@ -47,7 +47,9 @@ from filelock import FileLock, Timeout
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from ..config import Profile, ROOT, RunConfig, TrainConfig, differences, load_profile, pick_device, stream
+from colanb.config import (
+    Profile, ROOT, RunConfig, TrainConfig, command, differences, load_profile, pick_device, stream,
+)
 from .baseline_losses import baseline_loss, whole_nats
 from .checkpoint import file_hash, write_atomically, write_text_atomically
 from .loop import fit, say
@@ -511,7 +513,7 @@ def run_stages(
             _run_stage(own_stage, entry, name, run, seed, ROOT / out, device=device, again=again)
 
 # %% ../../nbs/3_learn/10_train.ipynb #af0e03b4
-def _words(argv: list[str]) -> dict[str, str] | None:   # name=value ... -> value of each name; None: not understood
+def _words(argv: Sequence[str]) -> dict[str, str] | None:   # name=value ... -> value of each name; None: not understood
     "Read the arguments of the command line."
     if not all("=" in word for word in argv):
         return None
@@ -522,26 +524,26 @@ def _words(argv: list[str]) -> dict[str, str] | None:   # name=value ... -> valu
     return words if complete and plain else None
 
 
-def main(argv: list[str]) -> int:   # name=value ... -> exit code
+@command(
+    "colanb.learn.train",
+    interrupted="interrupted; started again, it goes on from what is finished",
+    told=(FloatingPointError,))
+def main(
+    argv: Sequence[str] | None = None,   # name=value ...; None: those of the process
+) -> int:                                # exit code
     "Run the command line `python -m colanb.learn.train`."
-    words = _words(argv)
+    typed = sys.argv[1:] if argv is None else argv
+    words = _words(typed)
     if words is None:
         usage = USAGE.splitlines()[0]
-        print(f"{usage}; not understood: {' '.join(argv) or 'nothing given'}", file=sys.stderr)
+        print(f"{usage}; not understood: {' '.join(typed) or 'nothing given'}", file=sys.stderr)
         return 2
     seed = int(words["seed"])
     again = words["again"] == "True"
-    try:
-        with processes() as device:
-            run_stages(words["run"], seed, words.get("profile"), words.get("stage"), words["out"], device, again)
-    except (OSError, ValueError, FloatingPointError) as error:
-        print(f"colanb.learn.train: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("colanb.learn.train: interrupted", file=sys.stderr)
-        return 130
+    with processes() as device:
+        run_stages(words["run"], seed, words.get("profile"), words.get("stage"), words["out"], device, again)
     return 0
 
 # %% ../../nbs/3_learn/10_train.ipynb #ead23aa7
 if __name__ == "__main__" and "__file__" in globals():   # not inside a notebook
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LENGTHS', 'DRAWING', 'Request', 'split_pair', 'whole_patches', 'cut_pieces', 'stop_strings', 'sample_changes',
-           'cut_at_stop', 'request_seeds', 'HarnessWriter', 'HarnessScorer', 'harness_model']
+           'cut_at_stop', 'request_seeds', 'HarnessWriter', 'default_ode', 'HarnessScorer', 'harness_model']
 
 # %% ../../nbs/6_measure/10_harness.ipynb #eaae6b92
 import warnings
@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from ..config import ODEConfig
-from ..generate.baselines import make_sampler
+from ..config import ODEConfig, RunConfig
 from ..generate.sample import prompt_seeds
 from .baseline_likelihood import text_likelihood
 from .text_likelihood import sampler_start
 from ..model.baselines import Baseline
 from ..model.cola import ColaDLM
 from ..release.hub import ColaModel, OpenModel, open_any_model
+from ..release.sampler import sampler_for
 
 # %% ../../nbs/6_measure/10_harness.ipynb #47a2f5c5
 @runtime_checkable
@@ -131,7 +131,7 @@ class HarnessWriter:
     ) -> list[list[int]]:        # token ids
         "Generate a continuation of each prompt."
         self.notice_length(prompts)
-        sampler = make_sampler(self.model, self.tokenizer, self.run.sampling(**changes))
+        sampler = sampler_for(self.model, self.tokenizer, self.run.sampling(**changes))
         seeds = request_seeds(prompts, self.seed)
         continuations = []
         for start in range(0, len(prompts), self.batch_size):
@@ -153,12 +153,24 @@ class HarnessWriter:
                 written[context, room] = text
         return [written[key] for key in zip(contexts, rooms)]
 
+# %% ../../nbs/6_measure/10_harness.ipynb #efb58faa
+def default_ode(
+    run: RunConfig,
+    estimate: str,   # `elbo` or `iwae`
+) -> ODEConfig:
+    "Choose how the density is computed: four probes for a mean; for importance weights the exact trace, or 32 probes."
+    if estimate == "elbo":
+        return ODEConfig(divergence="rademacher", probes=4)
+    if run.dit.block_size * run.dit.d_latent <= 32:   # numbers in a block: passes of an exact trace
+        return ODEConfig(divergence="exact")
+    return ODEConfig(divergence="rademacher", probes=32)
+
 # %% ../../nbs/6_measure/10_harness.ipynb #fb6c559c
 class HarnessScorer(HarnessWriter):
     "Answer the harness's three kinds of request with a Cola DLM or a baseline."
     def __init__(self,
         model: OpenModel | ColaModel | str | Path,         # or a folder, or a hub name
-        ode: ODEConfig = ODEConfig(divergence="rademacher", probes=4),
+        ode: ODEConfig | None = None,                   # of a Cola DLM; None: `default_ode`
         samples: int = 8,                               # draws per text
         estimate: Literal["elbo", "iwae"] = "elbo",
         max_length: int | None = None,                  # tokens of a scored text; None: the run's seq_len
@@ -170,7 +182,7 @@ class HarnessScorer(HarnessWriter):
         if estimate not in ("elbo", "iwae"):
             raise ValueError(f"estimate={estimate!r}: choose from ['elbo', 'iwae']")
         super().__init__(model, batch_size, seed)
-        self.ode = ode
+        self.ode = ode or default_ode(self.run, estimate)
         self.samples = samples
         self.estimate = estimate
         self.max_length = max_length or self.run.data.seq_len

@@ -68,6 +68,12 @@ def check_counts(samples: int, chunk: int, texts: int) -> None:
         raise ValueError(f"samples={samples}, chunk={chunk} and {texts} texts: each must be >= 1")
 
 
+def _draw_bar(label: str, draws: int, progress: bool) -> tqdm:
+    "Make a bar that counts draws."
+    silent = {} if progress else {"disable": True}   # otherwise the variable TQDM_DISABLE decides
+    return tqdm(total=draws, desc=label, unit="draw", leave=False, **silent)
+
+
 def each_draw(
     measure: Callable[[object, Source], tuple[Tensor, ...]],  # rows of x, streams -> numbers of each row, for one draw
     x,                     # texts
@@ -83,7 +89,7 @@ def each_draw(
     check_counts(samples, chunk, len(x))
     number = torch.arange(samples * len(x))          # every text once, then every text again, ...
     measured = []
-    with tqdm(total=len(number), desc=label, unit="draw", disable=not progress, leave=False) as bar:
+    with _draw_bar(label, len(number), progress) as bar:
         for part in number.split(chunk):
             rows = part % len(x)
             own = streams_of(generator, rows, first + part // len(x))

@@ -44,12 +44,12 @@ import torch
 from ruamel.yaml import YAML
 
 from ..config import command, nan_to_null
-from ..generate.baselines import make_sampler
 from ..generate.sample import TextSampler
 from .baseline_likelihood import text_likelihood
 from .estimators import Estimate, mean_interval
 from ..model.baselines import AR
 from ..model.folders import open_model
+from ..release.sampler import sampler_for
 from ..text.corpus import Corpus
 from ..text.tokenizer import Tokenizer
 
@@ -233,7 +233,7 @@ def main(
     prompts = openings(corpus, args.openings, rest=args.tokens, split=args.split)
     known = known_words(corpus)
     book = [opening.rest for opening in prompts]
-    written = continue_openings(make_sampler(model, tokenizer, config), prompts)
+    written = continue_openings(sampler_for(model, tokenizer, config), prompts)
     shown = config.model_dump(include=SHOWN)
     for name, texts, settings in (("the book", book, {}), (run.name, written, shown)):
         measures = measure_continuations(judge, tokenizer, known, prompts, texts)

@@ -325,7 +325,8 @@ def evaluate(
     cut("", rule)                # a wrong rule or item must not cost a whole run
     questions = [checked_item(item, task, rule) for item in items]
     answers = []
-    with tqdm(total=len(questions), desc=task, unit="item", disable=not progress) as bar:
+    silent = {} if progress else {"disable": True}   # otherwise the variable TQDM_DISABLE decides
+    with tqdm(total=len(questions), desc=task, unit="item", **silent) as bar:
         for start in range(0, len(questions), batch_size):
             prompts = [item.full_prompt for item in questions[start:start + batch_size]]
             texts = list(generate(prompts))

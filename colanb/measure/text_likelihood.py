@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ..config import ODEConfig, RunConfig, stream
 from ..generate.sample import sees_padding, solver_times
+from ..learn.path import implied_clean
 from .density import Density, Source, flow_log_prob, flow_sample
 from .likelihood import DrawStreams, LogWeights, decompose, iwae_at, likelihood, log_weights
 from ..model.cache import KVCache
@@ -385,7 +386,7 @@ def last_steps(
     clean = [z[:, :first]]
     for block, t in zip(z[:, first:].split(size, 1), times[:, first:].split(size, 1)):
         remember(dit, clean[-1], cache)
-        clean.append(block - t[..., None] * dit(block, t, cache))    # at t=0 it stays
+        clean.append(implied_clean(block, dit(block, t, cache), t))    # at t=0 it stays
     return torch.cat(clean, 1)
 
 # %% ../../nbs/6_measure/06_text_likelihood.ipynb #cf6feecb
@@ -611,7 +612,8 @@ def price_list(
         return TextScorer(model, ODEConfig(**setting)).log_prior(x, z, stream(seed, "probes"))
 
     table = []
-    for setting in tqdm(settings, desc="cost", unit="setting", leave=False, disable=not progress):
+    silent = {} if progress else {"disable": True}   # otherwise the variable TQDM_DISABLE decides
+    for setting in tqdm(settings, desc="cost", unit="setting", leave=False, **silent):
         right = reference or {**setting, "divergence": "exact", "probes": 1}
         if str(right) not in references:
             references[str(right)] = density_under(right)

@@ -219,11 +219,11 @@ def write(
     "Open a model and print what it writes; raise `ValueError` or `OSError` if it or the items cannot be read."
     items = read_lines(args.items, Prompt)[0] if args.items else None
     prompts = [item.full_prompt for item in items] if items else [read_prompt(args)]
-    from colanb.generate.baselines import make_sampler   # these bring PyTorch
+    from colanb.release.sampler import sampler_for   # these bring PyTorch
     from colanb.release.hub import open_any_model
     check_device(args.device)
     run, model, tokenizer = open_any_model(name, args.device)
-    sampler = make_sampler(model, tokenizer, sampling(run.sampling(), args))
+    sampler = sampler_for(model, tokenizer, sampling(run.sampling(), args))
     longest = max(len(tokenizer.encode(prompt)) for prompt in prompts)
     notice = length_notice(longest, sampler.config.max_new_tokens, run.data.seq_len)
     if notice:

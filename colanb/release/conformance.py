@@ -46,6 +46,7 @@ from ..generate.sample import BlockState, Generation, Sampler, encode_prompts, f
 from ..learn.path import interpolate
 from ..model.dit import DiT
 from .hub import ColaModel, DIT_NAMES, read_release, to_release, with_shared_weights
+from .sampler import ReleaseSampler
 
 # %% ../../nbs/5_release/02_conformance.ipynb #831bf417
 TOLERANCE = 2e-5   # largest absolute error of a real number
@@ -303,8 +304,8 @@ def check_training(fixture: Fixture) -> Iterator[Comparison]:
         yield compare_ratio(f"train_grad_norms.{name}", norms.get(name, np.nan), recorded)
 
 # %% ../../nbs/5_release/02_conformance.ipynb #2ad95fa3
-class RecordedNoise(Sampler):
-    "The sampler with recorded noise; the seed of an item is its column in the array."
+class RecordedNoise(ReleaseSampler):
+    "The release's sampler with recorded noise; the seed of an item is its column in the array."
     recorded: Float[Tensor, "k b s d"]
 
     def noise(self,
@@ -334,7 +335,7 @@ def tag_sampler(
         seed=int(seed.group(1)) if seed else 66,
     )
     scaling = {name: settings[name] for name in ("scaling_factor", "shifting_factor") if name in settings}
-    sampler_class = Sampler if seed else RecordedNoise
+    sampler_class = ReleaseSampler if seed else RecordedNoise
     sampler = sampler_class(with_shared_weights(cola.model.vae, **scaling), cola.model.dit, cola.tokenizer, config)
     stop_ids = [settings.get(name) for name in ("eos_token_id", "im_end_token_id")]
     sampler.stop_ids = {token for token in stop_ids if token is not None}

@@ -37,6 +37,7 @@ from ..model.baselines import Baseline
 from ..model.cola import ColaDLM
 from ..model.dit import DiT
 from ..model.folders import load_model, open_model, prior_weights
+from .sampler import sampler_for
 from ..text.tokenizer import Tokenizer
 
 # %% ../../nbs/5_release/01_hub.ipynb #e06514b8
@@ -529,7 +530,7 @@ class ColaModel(ModelHubMixin, library_name="colanb", tags=["diffusion", "text-g
         "Make a sampler with the run's settings and `changes`; raise `ValueError` without a DiT."
         if self.model.dit is None:
             raise ValueError(f"{self.run.name} has no DiT (stage 1 only): it cannot generate")
-        return Sampler(self.model.vae, self.model.dit, self.tokenizer, self.run.sampling(**changes))
+        return sampler_for(self.model, self.tokenizer, self.run.sampling(**changes))
 
     def generate(self,
         prompts: str | Sequence[str],                # a single text is one prompt
