@@ -31,6 +31,18 @@ class ExactBuffers(nn.Module):
                 setattr(self, name, buffer.to(moved.device, precision))
         return self
 
+# %% ../../nbs/2_model/02_layers.ipynb #1afa76ee
+def _rotate_pairs(
+    x: Float[Tensor, "b n h e"],
+    cos: Float[Tensor, "*b n 1 e"],
+    sin: Float[Tensor, "*b n 1 e"],
+) -> Float[Tensor, "b n h e"]:
+    "Rotate pairs of neighbours as complex numbers."
+    turn = torch.complex(cos[..., ::2], sin[..., ::2])
+    pairs = x.float().unflatten(-1, (-1, 2)).contiguous()
+    turned = torch.view_as_complex(pairs) * turn
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+
 # %% ../../nbs/2_model/02_layers.ipynb #ee3de1f3
 class Rotary(ExactBuffers):
     "Rotary position embedding of the first `dim` channels of each head."
@@ -79,9 +91,11 @@ class Rotary(ExactBuffers):
         if self.dim == 0:
             return x
         cos, sin = (part.unsqueeze(-2) for part in table)   # (*b, n, 1, e)
+        if self.interleaved and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            return _rotate_pairs(x, cos, sin)
         unturned = x * cos
         quarter_turned = x @ self.quarter.to(x.dtype)
-        return (unturned + quarter_turned * sin).to(x.dtype)
+        return torch.addcmul(unturned, quarter_turned.to(unturned.dtype), sin).to(x.dtype)
 
 # %% ../../nbs/2_model/02_layers.ipynb #e06b2e24
 def gelu_tanh(x: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
@@ -203,7 +217,10 @@ class Modulation(nn.Module):
             groups = index.shape[1]
             pinned = time.pinned.unflatten(1, (groups, -1))
             index = index.masked_fill(pinned, 0)
-        return F.embedding(index, vectors).chunk(self.parts, dim=-1)
+        if not torch.is_grad_enabled():
+            return F.embedding(index, vectors).chunk(self.parts, dim=-1)
+        each = vectors.unflatten(-1, (self.parts, -1)).unbind(1)
+        return tuple(F.embedding(index, part.contiguous()) for part in each)   # gradients need no joining
 
 # %% ../../nbs/2_model/02_layers.ipynb #3c50d7ac
 def modulate(
