@@ -34,8 +34,8 @@ class ExactBuffers(nn.Module):
 # %% ../../nbs/2_model/02_layers.ipynb #1afa76ee
 def _rotate_pairs(
     x: Float[Tensor, "b n h e"],
-    cos: Float[Tensor, "*b n 1 e"],
-    sin: Float[Tensor, "*b n 1 e"],
+    cos: Float[Tensor, "*b n h e"],
+    sin: Float[Tensor, "*b n h e"],
 ) -> Float[Tensor, "b n h e"]:
     "Rotate pairs of neighbours as complex numbers."
     turn = torch.complex(cos[..., ::2], sin[..., ::2])
