@@ -32,6 +32,12 @@ class ExactBuffers(nn.Module):
         return self
 
 # %% ../../nbs/2_model/02_layers.ipynb #1afa76ee
+def _trains_on_cpu(x: Tensor) -> bool:
+    "Tell whether a pass over `x` runs on a CPU, uncompiled, and keeps what a backward pass needs."
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return torch.is_grad_enabled()
+
 def _rotate_pairs(
     x: Float[Tensor, "b n h e"],
     cos: Float[Tensor, "*b n h e"],
@@ -39,9 +45,11 @@ def _rotate_pairs(
 ) -> Float[Tensor, "b n h e"]:
     "Rotate pairs of neighbours as complex numbers."
     turn = torch.complex(cos[..., ::2], sin[..., ::2])
-    pairs = x.float().unflatten(-1, (-1, 2)).contiguous()
+    pairs = x.float().unflatten(-1, (-1, 2))
+    pairs = pairs.contiguous()
     turned = torch.view_as_complex(pairs) * turn
-    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    turned = torch.view_as_real(turned).flatten(-2)
+    return turned.to(x.dtype)
 
 # %% ../../nbs/2_model/02_layers.ipynb #ee3de1f3
 class Rotary(ExactBuffers):
@@ -91,8 +99,10 @@ class Rotary(ExactBuffers):
         if self.dim == 0:
             return x
         cos, sin = (part.unsqueeze(-2) for part in table)   # (*b, n, 1, e)
-        if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            cos, sin = (part.repeat_interleave(x.shape[-2], dim=-2) for part in (cos, sin))   # for long loops
+        if _trains_on_cpu(x):
+            heads = x.shape[-2]
+            cos = cos.repeat_interleave(heads, dim=-2)
+            sin = sin.repeat_interleave(heads, dim=-2)
             if self.interleaved:
                 return _rotate_pairs(x, cos, sin)
         unturned = x * cos
@@ -136,10 +146,16 @@ class MLP(nn.Module):
     def _halves(self, x: Float[Tensor, "*b c"]) -> tuple[Tensor, ...]:
         "Compute both halves of the hidden vector; in training on a CPU by themselves, so that no gradients are joined."
         layer = self.proj_in
-        if x.device.type != "cpu" or not torch.is_grad_enabled():
+        if not _trains_on_cpu(x):
             return layer(x).chunk(2, dim=-1)
-        biases = (None, None) if layer.bias is None else layer.bias.chunk(2)
-        return tuple(linear(x, weight, bias, layer.onednn) for weight, bias in zip(layer.weight.chunk(2), biases))
+        weights = layer.weight.chunk(2)
+        biases = None, None
+        if layer.bias is not None:
+            biases = layer.bias.chunk(2)
+        return tuple(
+            linear(x, weight, bias, layer.onednn)
+            for weight, bias in zip(weights, biases)
+        )
 
 # %% ../../nbs/2_model/02_layers.ipynb #8ceef9a4
 class TimeEmbedding(ExactBuffers):
@@ -235,7 +251,7 @@ class Modulation(nn.Module):
             groups = index.shape[1]
             pinned = time.pinned.unflatten(1, (groups, -1))
             index = index.masked_fill(pinned, 0)
-        if vectors.is_cuda or not torch.is_grad_enabled():
+        if not _trains_on_cpu(vectors):
             return F.embedding(index, vectors).chunk(self.parts, dim=-1)
         parts = vectors.chunk(self.parts, dim=-1)   # by themselves, so that a backward pass need not join them
         return tuple(_rows(part, index) for part in parts)

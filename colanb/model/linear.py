@@ -104,7 +104,9 @@ def _fits_onednn(x: Tensor, weight: Tensor) -> bool:
     "Tell whether the map can run as a convolution and is large enough to gain by it."
     vectors = x.shape[:-1].numel()
     products = x.numel() * len(weight)
-    if vectors % IMAGES or products < 2**23 or min(weight.shape) < NARROW:
+    if vectors % IMAGES or products < 2**23:
+        return False
+    if min(weight.shape) < NARROW:
         return False
     if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
