@@ -507,26 +507,30 @@ def _loop(
 ) -> None:
     "Train step by step until the run is over or is told to stop."
     config = run.config
+    for step in run.left:
+        context = run.begin(step, hooks)
+        ids = batches[step].to(run.device)
+        run.update(step, ids, pad_id, context)
+        if hooks.after_step:
+            hooks.after_step(run.group.gather)
+        done = step + 1
+        over = run.pace.over(done)
+        if over or done % config.log_every == 0:
+            run.write_log(done)
+        if hooks.on_eval and (over or done % config.eval_every == 0):
+            run.evaluate(hooks.on_eval, done, context)
+        stopping, due = run.orders(stopped_by())
+        if over or stopping or due or done == run.pace.last or done % config.save_every == 0:
+            run.save(done)
+        if stopping:
+            _stop(run, done, stopping)
+        if over:
+            return
+
+def _work(run: _Run, *rest) -> None:   # rest: of `_loop`
+    "Train with a progress bar, on as many threads as fit the model."
     with run.bar, fitting_threads(run.model):
-        for step in run.left:
-            context = run.begin(step, hooks)
-            ids = batches[step].to(run.device)
-            run.update(step, ids, pad_id, context)
-            if hooks.after_step:
-                hooks.after_step(run.group.gather)
-            done = step + 1
-            over = run.pace.over(done)
-            if over or done % config.log_every == 0:
-                run.write_log(done)
-            if hooks.on_eval and (over or done % config.eval_every == 0):
-                run.evaluate(hooks.on_eval, done, context)
-            stopping, due = run.orders(stopped_by())
-            if over or stopping or due or done == run.pace.last or done % config.save_every == 0:
-                run.save(done)
-            if stopping:
-                _stop(run, done, stopping)
-            if over:
-                return
+        _loop(run, *rest)
 
 # %% ../../nbs/3_learn/08_loop.ipynb #182ababf
 def fit(
@@ -552,6 +556,6 @@ def fit(
         keep_memory()
         use(model, compiled=config.compiled, recompute=config.recompute)
         run = _Run(Objective(model, loss_fn), config, folder, seed, label, until, settings, kept=scratch is not None)
-        _loop(run, batches, hooks, pad_id, stopped_by)
+        _work(run, batches, hooks, pad_id, stopped_by)
         run.tell()
         return run.log.table()
