@@ -317,8 +317,9 @@ def seed_environment(
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
-    if environment.get("COLANB_PORTABLE") != "1":
+    if "OMP_NUM_THREADS" not in environment and environment.get("COLANB_PORTABLE") != "1":
         environment["OMP_NUM_THREADS"] = str(max(1, cores // workers))
+        environment["COLANB_SHARED_CORES"] = "1"   # not the user's wish: small models train on one thread
     return environment
 
 # %% ../nbs/01_run.ipynb #4458b113

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TrainConfig
-from .parallel import ShardedMuon, current_group
+from .parallel import Muon
 
 # %% ../../nbs/3_learn/07_optimisers.ipynb #438dd24f
 class Average(torch.optim.Optimizer):
@@ -99,8 +99,7 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     )
     optimizers = [adamw]
     if use_muon:
-        muon_class = torch.optim.Muon if current_group().world == 1 else ShardedMuon
-        muon = muon_class(_part_groups(matrices, config.muon_lr), weight_decay=config.weight_decay)
+        muon = Muon(_part_groups(matrices, config.muon_lr), weight_decay=config.weight_decay)
         optimizers.append(muon)
     if config.ema:
         model.average = Average(_averaged(model, named), config.ema)

@@ -447,7 +447,7 @@ def choose_kernel(
         return backend
     if device.type == "cuda":
         return "flex" if training else "masked"
-    long_enough = visibility.n >= (96 if visibility.packed else 256)
+    long_enough = visibility.n >= (192 if visibility.packed else 256)
     return "tiles" if device.type == "cpu" and long_enough else "masked"
 
 # %% ../../nbs/2_model/04_attention.ipynb #b320cd3d

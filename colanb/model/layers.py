@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .linear import Linear
+from .linear import Linear, linear
 
 # %% ../../nbs/2_model/02_layers.ipynb #525c0b74
 class ExactBuffers(nn.Module):
@@ -30,6 +30,26 @@ class ExactBuffers(nn.Module):
             if moved.dtype != precision:
                 setattr(self, name, buffer.to(moved.device, precision))
         return self
+
+# %% ../../nbs/2_model/02_layers.ipynb #1afa76ee
+def _trains_on_cpu(x: Tensor) -> bool:
+    "Tell whether a pass over `x` runs on a CPU, uncompiled, and keeps what a backward pass needs."
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return torch.is_grad_enabled()
+
+def _rotate_pairs(
+    x: Float[Tensor, "b n h e"],
+    cos: Float[Tensor, "*b n h e"],
+    sin: Float[Tensor, "*b n h e"],
+) -> Float[Tensor, "b n h e"]:
+    "Rotate pairs of neighbours as complex numbers."
+    turn = torch.complex(cos[..., ::2], sin[..., ::2])
+    pairs = x.float().unflatten(-1, (-1, 2))
+    pairs = pairs.contiguous()
+    turned = torch.view_as_complex(pairs) * turn
+    turned = torch.view_as_real(turned).flatten(-2)
+    return turned.to(x.dtype)
 
 # %% ../../nbs/2_model/02_layers.ipynb #ee3de1f3
 class Rotary(ExactBuffers):
@@ -79,9 +99,15 @@ class Rotary(ExactBuffers):
         if self.dim == 0:
             return x
         cos, sin = (part.unsqueeze(-2) for part in table)   # (*b, n, 1, e)
+        if _trains_on_cpu(x):
+            heads = x.shape[-2]
+            cos = cos.repeat_interleave(heads, dim=-2)
+            sin = sin.repeat_interleave(heads, dim=-2)
+            if self.interleaved:
+                return _rotate_pairs(x, cos, sin)
         unturned = x * cos
-        quarter_turned = x @ self.quarter.to(x.dtype)
-        return (unturned + quarter_turned * sin).to(x.dtype)
+        quarter_turned = x.flatten(0, -2) @ self.quarter.to(x.dtype)   # one matrix, even if `x` is a view
+        return (unturned + quarter_turned.view(x.shape) * sin).to(x.dtype)
 
 # %% ../../nbs/2_model/02_layers.ipynb #e06b2e24
 def gelu_tanh(x: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
@@ -111,12 +137,25 @@ class MLP(nn.Module):
         self.proj_out = Linear(inner, width, bias=bias)
 
     def forward(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
-        x = self.proj_in(x)
         if self.activation != "swiglu":
             nonlinearity = ACTIVATIONS[self.activation]
-            return self.proj_out(nonlinearity(x))
-        value, gate = x.chunk(2, dim=-1)
+            return self.proj_out(nonlinearity(self.proj_in(x)))
+        value, gate = self._halves(x)
         return self.proj_out(F.silu(gate) * value)
+
+    def _halves(self, x: Float[Tensor, "*b c"]) -> tuple[Tensor, ...]:
+        "Compute both halves of the hidden vector; in training on a CPU by themselves, so that no gradients are joined."
+        layer = self.proj_in
+        if not _trains_on_cpu(x):
+            return layer(x).chunk(2, dim=-1)
+        weights = layer.weight.chunk(2)
+        biases = None, None
+        if layer.bias is not None:
+            biases = layer.bias.chunk(2)
+        return tuple(
+            linear(x, weight, bias, layer.onednn)
+            for weight, bias in zip(weights, biases)
+        )
 
 # %% ../../nbs/2_model/02_layers.ipynb #8ceef9a4
 class TimeEmbedding(ExactBuffers):
@@ -181,6 +220,15 @@ def set_to_zero(layer: nn.Linear) -> None:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
 
+# %% ../../nbs/2_model/02_layers.ipynb #366080b4
+def _rows(
+    table: Float[Tensor, "u c"],
+    index: Int[Tensor, "b m g"],
+) -> Float[Tensor, "b m g c"]:
+    "Take rows of a table; on a CPU the backward pass is twice as fast as that of `F.embedding`."
+    rows = table.index_select(0, index.flatten())
+    return rows.view(*index.shape, -1)
+
 # %% ../../nbs/2_model/02_layers.ipynb #59de6522
 class Modulation(nn.Module):
     "Shift, scale and gate of every latent: a linear map of its embedded time."
@@ -203,7 +251,10 @@ class Modulation(nn.Module):
             groups = index.shape[1]
             pinned = time.pinned.unflatten(1, (groups, -1))
             index = index.masked_fill(pinned, 0)
-        return F.embedding(index, vectors).chunk(self.parts, dim=-1)
+        if not _trains_on_cpu(vectors):
+            return F.embedding(index, vectors).chunk(self.parts, dim=-1)
+        parts = vectors.chunk(self.parts, dim=-1)   # by themselves, so that a backward pass need not join them
+        return tuple(_rows(part, index) for part in parts)
 
 # %% ../../nbs/2_model/02_layers.ipynb #3c50d7ac
 def modulate(
