@@ -66,6 +66,7 @@ def image_field(
 Modality = Literal["text", "image"]
 
 
+@runtime_checkable
 class Prior(Protocol):
     "A prior over text and image latents, as the sampler uses it."
     device: torch.device
@@ -381,7 +382,7 @@ class ConditionalSampler(SegmentSampler):
     @torch.no_grad()
     def image(self,
         seeds: Sequence[int],
-        captions: Sequence[Float[Tensor, "n d"]] | None = None,   # clean latents of each; None: images alone
+        captions: Sequence[Float[Tensor, "_ d"]] | None = None,   # clean latents of each; None: images alone
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "b i e"]:
         "Draw an image, of its caption if there is one."
@@ -403,7 +404,7 @@ class ConditionalSampler(SegmentSampler):
         seeds: Sequence[int],
         images: Float[Tensor, "b i e"],                          # clean
         blocks: int,
-        prompts: Sequence[Float[Tensor, "p d"]] | None = None,   # clean latents of the instruction of each
+        prompts: Sequence[Float[Tensor, "_ d"]] | None = None,   # clean latents of the instruction of each
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "b m d"]:
         "Write about an image, as its instruction asks."
@@ -455,7 +456,7 @@ class PairSampler(ConditionalSampler):
     def image_then_text(self,
         seeds: Sequence[int],
         blocks: int,
-        prompts: Sequence[Float[Tensor, "p d"]] | None = None,   # which ask for a caption
+        prompts: Sequence[Float[Tensor, "_ d"]] | None = None,   # which ask for a caption
         on_step: OnStep | None = None,
         on_image_step: OnStep | None = None,
     ) -> TextAndImage:
@@ -501,8 +502,8 @@ class Autoencoder(Protocol):
 
 def posterior_means(
     vae: Autoencoder,
-    items: Sequence[Int[Tensor, "l"]],   # may differ in length
-) -> list[Float[Tensor, "n d"]]:
+    items: Sequence[Int[Tensor, "_"]],   # may differ in length
+) -> list[Float[Tensor, "_ d"]]:
     "Encode items to the means of their latents, those of one length together."
     means = {}
     for rows in by_length(items):
@@ -583,7 +584,7 @@ class UnifiedSampler(WithAutoencoders):
     @torch.no_grad()
     def draw(self,
         seeds: Sequence[int],
-        captions: Sequence[Int[Tensor, "l"]] | None = None,   # tokens of each; None: pictures alone
+        captions: Sequence[Int[Tensor, "_"]] | None = None,   # tokens of each; None: pictures alone
         on_picture: OnPicture | None = None,                  # captions are of one length then
     ) -> Sampled:
         "Draw pictures."
@@ -598,9 +599,9 @@ class UnifiedSampler(WithAutoencoders):
     @torch.no_grad()
     def describe(self,
         seeds: Sequence[int],
-        pixels: Sequence[Int[Tensor, "p"]],
+        pixels: Sequence[Int[Tensor, "_"]],
         blocks: int,                                          # text blocks to write
-        prompts: Sequence[Int[Tensor, "l"]] | None = None,    # tokens of the instruction of each
+        prompts: Sequence[Int[Tensor, "_"]] | None = None,    # tokens of the instruction of each
     ) -> Sampled:
         "Write about pictures, as the instruction asks."
         images = torch.stack(posterior_means(self.vae("image"), pixels))
@@ -617,8 +618,8 @@ class UnifiedSampler(WithAutoencoders):
     def both(self,
         seeds: Sequence[int],
         blocks: int,
-        order: Literal["text first", "image first", "together"] = "text first",
-        prompts: Sequence[Int[Tensor, "l"]] | None = None,    # image first: tokens that ask for a caption
+        order: str = "text first",                            # or 'image first' or 'together'
+        prompts: Sequence[Int[Tensor, "_"]] | None = None,    # image first: tokens that ask for a caption
     ) -> Sampled:
         "Draw pairs of text and picture."
         if prompts is not None and order != "image first":
