@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['OnStep', 'OnDraft', 'solver_step', 'fresh_step', 'renoise', 'solver_times', 'SolverStep', 'solver_steps',
            'solver_table', 'Prefix', 'sees_padding', 'encode_prompts', 'BlockField', 'record_graph', 'Replay',
-           'hold_prefix', 'transport_block', 'filter_logits', 'choose_tokens', 'as_prompts', 'prompt_seeds', 'as_seeds',
-           'Generation', 'BlockState', 'begin_states', 'unfinished', 'Watchers', 'TextSampler', 'pass_filler',
-           'Sampler']
+           'hold_prefix', 'take_steps', 'transport_block', 'filter_logits', 'choose_tokens', 'as_prompts',
+           'prompt_seeds', 'as_seeds', 'Generation', 'BlockState', 'begin_states', 'unfinished', 'Watchers',
+           'TextSampler', 'pass_filler', 'Sampler']
 
 # %% ../../nbs/4_generate/01_sample.ipynb #cf328573
 import re
@@ -368,7 +368,7 @@ def hold_prefix(
     return torch.where(pinned[..., None], known, z)
 
 # %% ../../nbs/4_generate/01_sample.ipynb #1b974399
-def _integrate(
+def take_steps(
     velocity: Callable[[Tensor, float], Tensor],
     held: Callable[[Tensor, float], Tensor],      # puts back what is known
     z: Float[Tensor, "b s d"],
@@ -433,7 +433,7 @@ def transport_block(
         return evaluate(held(block, t), t)
 
     rounds = config.repaint_rounds if repaint else 1
-    return _integrate(velocity, held, z, solver_steps(dit, config), rounds, config, noises, on_step)
+    return take_steps(velocity, held, z, solver_steps(dit, config), rounds, config, noises, on_step)
 
 # %% ../../nbs/4_generate/01_sample.ipynb #7ef3fa6d
 def _penalised(

@@ -107,14 +107,23 @@ class SelfAttention(nn.Module):
         layer: int = 0,                 # layer of the cache
         keep: int | None = None,        # compute the last `keep` latents alone; None: all
     ) -> Float[Tensor, "b q c"]:
+        q, k, v = self.ask(x, rotary, table, keep)
+        out = self.meet(q, k, v, sight, cache, layer)
+        return self.answer(out)
+
+    def ask(self,
+        x: Float[Tensor, "b n c"],
+        rotary: Rotary,
+        table: tuple[Tensor, Tensor],
+        keep: int | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:   # queries (b, h, q, e), keys and values (b, g, n, e)
+        "Compute queries, keys and values of each head, rotated."
         q, k, v = (self._clip(part) for part in self.project(x, keep))
         q = self._normalised_heads(q, self.norm_q)
         k = self._normalised_heads(k, self.norm_k)
         q = rotary(q, _last_angles(table, keep)).to(v.dtype)
         k = rotary(k, table).to(v.dtype)
-        q, k, v = (part.transpose(1, 2) for part in (q, k, self._heads(v)))   # (b, h, n, e)
-        out = self._attend(q, k, v, sight, cache, layer)
-        return self.out(out.transpose(1, 2).flatten(2))
+        return tuple(part.transpose(1, 2) for part in (q, k, self._heads(v)))
 
     def project(self,
         x: Float[Tensor, "b n c"],
@@ -146,7 +155,11 @@ class SelfAttention(nn.Module):
             return norm(self._heads(x))
         return self._heads(norm(x))
 
-    def _attend(self,
+    def answer(self, out: Float[Tensor, "b h q e"]) -> Float[Tensor, "b q c"]:
+        "Bring what all heads found back into the residual stream's channels."
+        return self.out(out.transpose(1, 2).flatten(2))
+
+    def meet(self,
         q: Float[Tensor, "b h q e"],
         k: Float[Tensor, "b g n e"],
         v: Float[Tensor, "b g n e"],
@@ -210,14 +223,29 @@ class Block(nn.Module):
         **attention,
     ) -> Float[Tensor, "b q c"]:
         "Compute the arrangement with AdaLN-zero."
-        shift, scale, *rest = self.modulation(time)
-        inner = modulate(self.norm_attention(x), shift, scale)
+        inner, rest = self.before_attention(x, time)
         branch = self.attention(inner, keep=keep, **attention)
         if keep is not None:
-            groups = keep * shift.shape[1] // x.shape[1]
+            groups = keep * rest[0].shape[1] // x.shape[1]
             rest = [_last(part, groups) for part in rest]
+        return self.after_attention(_last(x, keep), branch, rest)
+
+    def before_attention(self,
+        x: Float[Tensor, "b n c"],
+        time: Times,
+    ) -> tuple[Float[Tensor, "b n c"], list[Tensor]]:
+        "Return the input of a modulated block's attention, and the modulation that is left for after it."
+        shift, scale, *rest = self.modulation(time)
+        return modulate(self.norm_attention(x), shift, scale), rest
+
+    def after_attention(self,
+        stream: Float[Tensor, "b q c"],   # residual stream
+        branch: Float[Tensor, "b q c"],   # what attention gives
+        rest: list[Tensor],               # from `before_attention`
+    ) -> Float[Tensor, "b q c"]:
+        "Add what attention and MLP give to the residual stream of a modulated block."
         gate_attention, shift, scale, gate_mlp = rest
-        stream = gate(_last(x, keep), branch, gate_attention)
+        stream = gate(stream, branch, gate_attention)
         inner = modulate(self.norm_mlp(stream), shift, scale)
         return gate(stream, self.mlp(inner), gate_mlp)
 
