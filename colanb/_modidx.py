@@ -2485,5 +2485,6 @@ d = { 'settings': { 'branch': 'main',
                                                                                  'colanb/text/tokenizer.py')},
             'colanb.typecheck': { 'colanb.typecheck.checked': ('typecheck.html#checked', 'colanb/typecheck.py'),
                                   'colanb.typecheck.install': ('typecheck.html#install', 'colanb/typecheck.py'),
+                                  'colanb.typecheck.mark_own_bytecode': ('typecheck.html#mark_own_bytecode', 'colanb/typecheck.py'),
                                   'colanb.typecheck.rules': ('typecheck.html#rules', 'colanb/typecheck.py'),
                                   'colanb.typecheck.skip_compiled': ('typecheck.html#skip_compiled', 'colanb/typecheck.py')}}}
