@@ -28,7 +28,8 @@ NOTEBOOKS = {
 SKIPPED = re.compile(r"^#\|\s*(export|exporti|exports|default_exp|slow|gpu|eval: *false)", re.M)
 # a cell of a figure that has none of these checks nothing
 MISSED = re.compile(r"^\s*(assert|test_\w+\(|with )", re.M)
-HEAVY = ("torch", "torch._dynamo", "pytest", "hypothesis", "pandas", "scipy.stats", "fastcore.test", "matplotlib.pyplot", "transformers")
+HEAVY = ("torch", "torch._dynamo", "pytest", "hypothesis", "pandas", "scipy.stats", "fastcore.test",
+         "matplotlib.pyplot", "transformers")
 FORK = multiprocessing.get_context("fork")
 
 # files of tests/ that run a module's code in the test's own process, and
@@ -37,12 +38,13 @@ FORK = multiprocessing.get_context("fork")
 COVERED_BY = {
     "model.vae": {"test_kills.py": "vae", "test_objective.py": "", "test_properties.py": "logits", "test_isolation.py": ""},
     "model.dit": {"test_kills.py": "dit", "test_objective.py": "", "test_properties.py": "velocities", "test_isolation.py": ""},
-    "model.baselines": {"test_kills.py": "baselines", "test_baseline_objectives.py": "", "test_baselines.py": "not llama",
-                        "test_isolation.py": ""},
+    "model.baselines": {"test_kills.py": "baselines", "test_baseline_objectives.py": "",
+                        "test_baselines.py": "not llama", "test_isolation.py": ""},
     "learn.path": {"test_kills.py": "flow", "test_objective.py": ""},
-    "learn.losses": {"test_kills.py": "flow", "test_objective.py": "", "test_isolation.py": ""},
+    "learn.losses": {"test_kills.py": "flow", "test_objective.py": "", "test_isolation.py": "",
+                     "test_options.py": "token or first_guess"},
     "learn.baseline_losses": {"test_kills.py": "baselines", "test_baseline_objectives.py": "", "test_isolation.py": ""},
-    "generate.sample": {"test_kills.py": "sample", "test_properties.py": "alone"},
+    "generate.sample": {"test_kills.py": "sample", "test_properties.py": "alone", "test_options.py": "sampler"},
     "generate.baselines": {"test_kills.py": "baselines", "test_baselines.py": "not llama"},
     "measure.estimators": {"test_kills.py": "estimators"},
     "measure.density": {"test_kills.py": "likelihood"},
