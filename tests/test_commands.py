@@ -120,13 +120,13 @@ def start(code, folder):
 
 @pytest.mark.parametrize("where", ["importing", "writing"])
 def test_ctrl_c_leaves_the_text_so_far_and_one_line(tmp_path, where):
-    call = "from colanb.release.cli import main; print('ready'); sys.exit(main(['--model', 'english', '--prompt', 'Once', '--tokens', '4000']))"
+    told = "type('Told', (), {'find_spec': lambda name, *more: print('torch begins') if name == 'torch' else None})"   # imports nothing itself
+    call = f"from colanb.release.cli import main; sys.meta_path.insert(0, {told}); sys.exit(main(['--model', 'english', '--prompt', 'Once', '--tokens', '4000']))"
     with start(call, tmp_path) as process:
-        assert process.stdout.readline() == "ready\n"
+        assert process.stdout.readline() == "torch begins\n"   # the largest of what the command imports
         shown = process.stdout.read(12) if where == "writing" else ""
-        time.sleep(1)   # into the command, which imports large libraries for longer
         process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=60)
+        rest, errors = process.communicate(timeout=300)
     [*notices, last] = errors.splitlines()
     assert (process.returncode, last) == (130, "colanb-generate: interrupted") and len(notices) <= 1
     assert (shown + rest).startswith("Once") and (shown + rest).endswith("\n") if where == "writing" else rest == ""
@@ -179,9 +179,9 @@ def test_ctrl_c_ends_a_notebook_run_in_one_line_and_its_kernel_in_peace(tmp_path
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         began = time.time()
         while not note.exists() or note.read_text() != "started":
-            assert process.poll() is None and time.time() < began + 120
+            assert process.poll() is None and time.time() < began + 300
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=120)[1]
+        said = process.communicate(timeout=300)[1]
     assert (process.returncode, note.read_text()) == (130, "ended")
     assert said.splitlines()[-1] == "colanb.run: stopped by Ctrl-C" and "Traceback" not in said

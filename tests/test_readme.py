@@ -14,7 +14,7 @@ def test_example_trains_on_a_folder_and_writes(tmp_path):
     assert changed == 1
     (tmp_path / "my_texts").mkdir()
     for i in range(40): (tmp_path / f"my_texts/{i}.txt").write_text(f"Once upon a time there were {i} foxes. " * 30)
-    environment = {k: v for k, v in os.environ.items() if k != "COLANB_ROOT"} | {"PYTHONPATH": str(ROOT)}
+    environment = {k: v for k, v in os.environ.items() if k != "COLANB_ROOT"} | {"PYTHONPATH": str(ROOT), "TQDM_DISABLE": "0"}   # its progress is read
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "mine/model/dit.safetensors").exists()

@@ -41,6 +41,19 @@ def test_a_process_reads_the_variable(setting, error):
     assert ("TypeCheckError" in done.stderr) == (error == "TypeCheckError")
 
 
+def test_other_packages_keep_their_bytecode():
+    "The library's modules are compiled with the checks; what they import is not compiled a second time, which takes seconds."
+    show = "import sys, colanb.run; print(*(name for name, m in sys.modules.items() if '.opt-jaxtyping' in (getattr(m, '__cached__', 0) or '')))"
+    done = subprocess.run([sys.executable, "-c", show], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "colanb.config" in done.stdout.split()
+    assert [name for name in done.stdout.split() if not name.startswith("colanb.")] == []
+
+
+def test_checks_need_no_pytorch():
+    done = subprocess.run([sys.executable, "-c", "import sys, colanb.config; sys.exit('torch' in sys.modules)"], cwd=ROOT)
+    assert done.returncode == 0
+
+
 def test_notebooks_are_checked(tmp_path):
     "A notebook run by nbdev's own runner, in its own process, fails on a wrong shape."
     run = "import sys; from pathlib import Path; from nbdev.test import test_nb; sys.exit(not test_nb(Path(sys.argv[1]), basepath=sys.argv[2])[0])"

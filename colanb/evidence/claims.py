@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Filter', 'Rule', 'CLAIMS', 'UNKNOWN', 'jackknife', 'chosen', 'arm_score', 'contrast', 'ratio', 'score_curve', 'slope',
            'peak', 'peak_slope', 'side', 'Check', 'Claim', 'Measure', 'Claims', 'read_claims', 'field_value', 'at_step',
-           'seed_table', 'arms_text', 'what_text', 'check_text', 'seeds_to_decide', 'Finding', 'no_room',
+           'seed_table', 'arms_text', 'what_text', 'criterion_text', 'seeds_to_decide', 'Finding', 'no_room',
            'judge_scores', 'claim_outcomes', 'judge_claim']
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #6ea2aeec
+# %% ../../nbs/7_evidence/09_claims.ipynb #f7dddcd8
 import math
 from collections.abc import Callable
 from itertools import product
@@ -27,7 +27,7 @@ from .report import Verdict
 from .store import STORE, study_records
 from ..measure.estimators import Estimate, mean_interval
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #5bc487ad
+# %% ../../nbs/7_evidence/09_claims.ipynb #a07e365d
 def jackknife(
     statistic: Callable[[pd.Series], float],   # of mean scores by setting
     scores: pd.DataFrame,                      # settings x seeds, at least two of them
@@ -49,7 +49,7 @@ def jackknife(
     shift = whole - spread.value   # the interval stands around the number itself
     return spread._replace(value=whole, low=spread.low + shift, high=spread.high + shift)
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #7da62d03
+# %% ../../nbs/7_evidence/09_claims.ipynb #b44186fd
 Filter = dict[str, Any]   # field -> its value, or a list of values
 
 def chosen(
@@ -69,7 +69,7 @@ def arm_score(means: pd.Series, arm: Filter) -> float:
     "Average the scores of the settings that a filter chooses."
     return float(means[chosen(means.index, arm)].mean())
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #5c3f4be5
+# %% ../../nbs/7_evidence/09_claims.ipynb #33d72d26
 def contrast(means: pd.Series, plus: list[Filter], minus: list[Filter]) -> float:
     "Compute the sum of some arms less that of others."
     return sum(arm_score(means, arm) for arm in plus) - sum(arm_score(means, arm) for arm in minus)
@@ -79,7 +79,7 @@ def ratio(means: pd.Series, plus: list[Filter], minus: list[Filter]) -> float:
     below = sum(arm_score(means, arm) for arm in minus)
     return sum(arm_score(means, arm) for arm in plus) / below if below else math.nan
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #ab3ef09f
+# %% ../../nbs/7_evidence/09_claims.ipynb #d88a8226
 def score_curve(
     means: pd.Series,
     along: str,        # a field
@@ -109,7 +109,7 @@ def peak_slope(means: pd.Series, along: str, over: str) -> float:
         return math.nan
     return float(np.polyfit(np.log(values), places, 1)[0])
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #c8790060
+# %% ../../nbs/7_evidence/09_claims.ipynb #692ca902
 Rule = Literal["more", "not less", "less", "not more", "near"]
 
 def side(
@@ -133,7 +133,7 @@ def side(
         return "NR" if high < margin else "R" if low > 0 else "U"
     return "R" if low > -margin else "NR" if high < 0 else "U"
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #2a76bab9
+# %% ../../nbs/7_evidence/09_claims.ipynb #3364e79a
 class Check(Config):
     "One number of a study's scores, and how it must stand to a value."
     statistic: Literal["contrast", "ratio", "slope", "peak", "peak_slope"]
@@ -187,7 +187,7 @@ class Check(Config):
             return peak(kept, self.along)
         return peak_slope(kept, self.along, self.over)
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #d6e7458b
+# %% ../../nbs/7_evidence/09_claims.ipynb #fc7a61a7
 class Claim(Config):
     "A claim of the paper, and how it is judged."
     text: str
@@ -205,7 +205,7 @@ class Claim(Config):
             raise ValueError("give either checks or the reason why it is untested")
         return self
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #3126a208
+# %% ../../nbs/7_evidence/09_claims.ipynb #59a30878
 class Measure(Config):
     "What a name in the rules stands for."
     metrics: list[str] = Field(min_length=1)   # averaged
@@ -225,7 +225,7 @@ def read_claims(path: Path = CLAIMS) -> Claims:
     "Read the rules; raise `ValueError` with a line for each wrong value."
     return Claims.read(YAML(typ="safe", pure=True).load(path.read_text()), where=path.name)
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #27d4b7ca
+# %% ../../nbs/7_evidence/09_claims.ipynb #e6bd2ef6
 def field_value(
     record: dict[str, Any],   # a result file
     row: dict[str, Any],      # one of its rows
@@ -250,7 +250,7 @@ def at_step(row: dict[str, Any], last: int, fields: list[str]) -> bool:
     "Tell whether a row is of a step, and of a way of sampling, that is asked for."
     return "step" in fields or row.get("step", last) == last
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #1018160c
+# %% ../../nbs/7_evidence/09_claims.ipynb #92edb6a6
 def seed_table(
     profile: Profile,
     study: str,
@@ -272,7 +272,7 @@ def seed_table(
     table = pd.DataFrame(kept).groupby([*fields, "seed"]).value.mean().unstack("seed")
     return table.dropna(axis=1)
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #91ab0aa1
+# %% ../../nbs/7_evidence/09_claims.ipynb #3bf669a6
 def arms_text(arms: list[Filter]) -> str:
     "Say settings in words."
     named = []
@@ -295,13 +295,13 @@ def what_text(check: Check, metric: str) -> str:
         return f"slope over ln {check.over} of the {top}"
     return f"slope of {metric} over ln {check.along}"
 
-def check_text(check: Check, metric: str) -> str:
+def criterion_text(check: Check, metric: str) -> str:
     "Say a check in words."
     where = f", at {arms_text([check.where])}" if check.where else ""
     than = "" if check.rule == "near" else " than"
     return f"{what_text(check, metric)}{where}: {check.rule}{than} {check.than:g} (margin {check.margin:g})"
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #29e72189
+# %% ../../nbs/7_evidence/09_claims.ipynb #7293fc3f
 def seeds_to_decide(found: Estimate, margin: float, level: float = 0.95) -> int:
     "Estimate how many seeds make the interval as narrow as the margin; at most 1000."
     spread = found.se * math.sqrt(found.n)
@@ -311,7 +311,7 @@ def seeds_to_decide(found: Estimate, margin: float, level: float = 0.95) -> int:
             return seeds
     return 1000
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #f7e79a5f
+# %% ../../nbs/7_evidence/09_claims.ipynb #6aa9e683
 class Finding(NamedTuple):
     "What a check found."
     found: Estimate
@@ -355,7 +355,7 @@ def judge_scores(
         return Finding(found, "U", "the curve has no peak")
     return Finding(found, "U", f"about {seeds_to_decide(found, check.margin)} seeds would decide")
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #5edccb8b
+# %% ../../nbs/7_evidence/09_claims.ipynb #1ef6341c
 def claim_outcomes(
     claim: Claim,
     rules: Claims,
@@ -379,7 +379,7 @@ def judge_claim(
 ) -> Verdict:
     "Judge a claim by its rules."
     claim = rules.claims[name]
-    words = [check_text(check, check.metric or claim.metric) for check in claim.checks]
+    words = [criterion_text(check, check.metric or claim.metric) for check in claim.checks]
     about = {
         "claim": name,
         "text": claim.text,

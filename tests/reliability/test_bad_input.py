@@ -131,7 +131,7 @@ COMMANDS = [   # command lines, and what they must print
 @pytest.mark.parametrize("command,said", COMMANDS)
 def test_command_lines(tmp_path, command, said):
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", *f"colanb.{command}".replace("X.ipynb", str(tmp_path / "x.ipynb")).split()], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", *f"colanb.{command}".replace("X.ipynb", str(tmp_path / "x.ipynb")).split()], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode and said in done.stderr, done.stderr[-600:]
     FOUND.append({"input": f"python -m colanb.{command}", "message": done.stderr.strip().split("\n")[-1][-220:], "seconds": round(time.monotonic() - began, 2)})
 

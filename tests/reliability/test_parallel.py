@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from trainers import KINDS, ready, record, start
+from trainers import KINDS, fork, keep_checkpoints, ready, record, start, wait
 
 SCRIPT = Path(__file__).with_name("trainers.py")
 INTERVAL = dict(strategy="interval", interval_joint=3, interval_fixed=3, steps=12)
@@ -97,25 +97,42 @@ def test_precision_of_the_linear_maps(place, precision):
     assert (torch.bfloat16 in seen) == (precision == "bf16")
 
 
-def stop(job, folder, act):
-    "Wait for a checkpoint of a training, then do something to its job, which must fail."
-    while not (folder / "scratch/step-0000010").exists() and job.poll() is None: time.sleep(0.01)
+# ---- trainings that are stopped and go on: with one process, which is forked and so has imported everything, or with two ----
+
+ENDED = {name: dict(steps=24, optimizer=name) for name in BOUNDS}
+
+
+def work(folder, changes):
+    keep_checkpoints()
+    start("prior", folder, **changes)
+
+
+def at_checkpoint(folder, alive):
+    "Wait for a checkpoint of a training."
+    while not (folder / "scratch/step-0000010").exists() and alive(): time.sleep(0.01)
+
+
+def stop_one(folder, changes):
+    "End a training on one process after a checkpoint."
+    pid = fork(lambda: work(folder, changes))
+    at_checkpoint(folder, lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None)
+    os.kill(pid, signal.SIGTERM)
+    assert wait(pid) == 143
+
+
+def stop_two(kind, folder, changes, act):
+    "The same on two, whose job must fail after what `act` does to it."
+    job = launch(2, (kind, folder, changes))
+    at_checkpoint(folder, lambda: job.poll() is None)
     act(job)
     job.communicate(timeout=300)
     finished = [path for path in folder.glob("*/log.csv") if path.parent.name != "scratch"]
     assert job.returncode and not finished
 
 
-@pytest.mark.parametrize("optimizer", BOUNDS)
-def test_checkpoints_pass_between_numbers_of_processes(place, optimizer):
-    how = dict(steps=24, optimizer=optimizer)
-    whole = alone("prior", place / f"{optimizer}1", **how)
-    for first, second in ((2, 1), (1, 2)):
-        folder = place / f"{optimizer}{first}{second}"
-        stop(launch(first, ("prior", folder, how)), folder, lambda job: job.send_signal(signal.SIGTERM))   # torchrun hands it on to its processes, which save
-        finish(launch(second, ("prior", folder, how)))
-        assert apart(whole, log_of("prior", folder)) < BOUNDS[optimizer]
-        assert min(int(path.name[5:]) for path in (folder / "scratch").glob("step-*")) > 5
+def terminate(job):
+    "torchrun hands it on to its processes, which save."
+    job.send_signal(signal.SIGTERM)
 
 
 def kill_one(job):
@@ -124,11 +141,30 @@ def kill_one(job):
     os.kill(int(listed.split()[-1]), signal.SIGKILL)
 
 
-def test_a_killed_rank_ends_the_job_and_it_resumes(place, together):
-    folder, training = place / "killed", ("ar", place / "killed", dict(steps=60))
-    stop(launch(2, training), folder, kill_one)
-    finish(launch(2, training))
-    assert apart(together["ranks"], log_of("ar", folder)) == 0
+@pytest.fixture(scope="module")
+def resumed(place):
+    "A folder for each training that was stopped on one, on two or by the loss of a rank, and then went on to its end."
+    folders = {name: place / name for name in ("adamw12", "muon12", "adamw21", "muon21", "killed")}
+    for name, how in ENDED.items():
+        stop_one(folders[f"{name}12"], how)
+        stop_two("prior", folders[f"{name}21"], how, terminate)
+        assert wait(fork(lambda: work(folders[f"{name}21"], how))) == 0
+    stop_two("ar", folders["killed"], dict(steps=60), kill_one)
+    finish(launch(2, *(("prior", folders[f"{name}12"], how) for name, how in ENDED.items()), ("ar", folders["killed"], dict(steps=60))))
+    return folders
+
+
+@pytest.mark.parametrize("optimizer", BOUNDS)
+def test_checkpoints_pass_between_numbers_of_processes(place, resumed, optimizer):
+    whole = alone("prior", place / f"{optimizer}1", **ENDED[optimizer])
+    for order in ("21", "12"):
+        folder = resumed[f"{optimizer}{order}"]
+        assert apart(whole, log_of("prior", folder)) < BOUNDS[optimizer]
+        assert min(int(path.name[5:]) for path in (folder / "scratch").glob("step-*")) > 5
+
+
+def test_a_killed_rank_ends_the_job_and_it_resumes(resumed, together):
+    assert apart(together["ranks"], log_of("ar", resumed["killed"])) == 0
 
 
 def test_from_the_command_line(tmp_path):

@@ -110,6 +110,7 @@ def script(place, folder, steps):
     "The README's two stages in one go; what they print is in `folder/printed`."
     folder.mkdir(exist_ok=True)
     os.chdir(folder)
+    os.environ["TQDM_DISABLE"] = "0"   # whoever runs the tests may have silenced it
     sys.stderr = open("printed", "w", buffering=1)   # a forked process flushes nothing at its end
     corpus, run = Corpus.load(place / "tokens"), run_of("prior", steps=steps, save_every=10**6, save_seconds=0.1)
     run = run.replace(stage1=run_of("vae", steps=3).stage1)
