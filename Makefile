@@ -54,8 +54,8 @@ lock: .venv  ## after a proof that results stay the same: write the new fingerpr
 	$(VENV) python .ci/lock $(LOCK)
 
 executed: .venv  ## run the library notebooks and the README's in place, keep their outputs
-	$(VENV) OMP_NUM_THREADS=1 TQDM_DISABLE=1 python -m nbconvert --to notebook --execute --inplace nbs/*.ipynb nbs/[1-8]_*/*.ipynb
-	$(VENV) nbdev_clean && python .ci/scrub nbs/*.ipynb nbs/[1-8]_*/*.ipynb && python .ci/readme > README.md
+	$(VENV) OMP_NUM_THREADS=1 TQDM_DISABLE=1 python -m nbconvert --to notebook --execute --inplace nbs/*.ipynb nbs/[1-9]_*/*.ipynb
+	$(VENV) nbdev_clean && python .ci/scrub nbs/*.ipynb nbs/[1-9]_*/*.ipynb && python .ci/readme > README.md
 
 gpu-pack: .venv  ## collect in .gpu/ what a machine with a graphics card needs; there: .ci/gpu
 	$(VENV) python .ci/gpu-pack
