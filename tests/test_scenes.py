@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from colanb.unified.scenes import (
     ALLOWED_WRONG, Clause, COLOURS, CONNECTORS, END, JITTERS, LENGTHS, OPENINGS, PLACES, SHAPES, Scene, Scenes, Thing,
-    all_scenes, answer_to, candidates, caption_log_prob, described, encode_texts, from_rgb,
-    judge_pictures, log_wordings, meaning_key, possible, question_bounds, questions, read_caption, render,
-    scene_entropies, scene_tokenizer, to_rgb, write_caption,
+    all_scenes, answer_to, candidates, caption_log_prob, from_rgb, judge_pictures, log_wordings, meaning_key, possible,
+    question_bounds, questions, read_caption, render, scene_entropies, scene_tokenizer, things_told, to_rgb, token_rows,
+    write_caption,
 )
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=50, database=None)
@@ -110,7 +110,7 @@ def test_captions_are_read_as_written(wording):
     said, opening, connectors = wording
     text = write_caption(said, opening, connectors)
     assert read_caption(text) == tuple(said)
-    ids = encode_texts(TOKENS, [text], "caption")
+    ids = token_rows(TOKENS, [text], "caption")
     assert ids.shape == (1, LENGTHS["caption"]) and TOKENS.decode(ids[0].tolist()) == text
 
 
@@ -120,7 +120,7 @@ def test_possible_means_that_some_scene_is_described(wording):
     "The rule of `possible`, the table of meanings and a search through all scenes agree."
     said, _, _ = wording
     partial = None in said[0]
-    found = [scene for scene in SCENES if len(scene.things) == len(said) and described(said, scene) is not None]
+    found = [scene for scene in SCENES if len(scene.things) == len(said) and things_told(said, scene) is not None]
     assert possible(said) == bool(found)
     world = HINTS if partial else WORLD
     assert [world.scenes[i] for i in candidates(world, said)] == found
@@ -182,7 +182,7 @@ def test_answers(scene, seed):
     asked = WORLD.ask(scene, np.random.default_rng(seed))
     assert answer_to(asked.block, scene) == asked.answer
     for text, kind in ((asked.block, "question"), (asked.answer, "answer")):
-        assert TOKENS.decode(encode_texts(TOKENS, [text], kind)[0].tolist()) == text
+        assert TOKENS.decode(token_rows(TOKENS, [text], kind)[0].tolist()) == text
 
 
 @given(scenes, scenes)
@@ -228,8 +228,8 @@ def test_empirical_frequencies_meet_the_probabilities():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="at most 4"): encode_texts(TOKENS, ["how many things are there ?"], "answer")
-    with pytest.raises(ValueError, match="'poem' is no word"): encode_texts(TOKENS, ["the poem"], "answer")
-    with pytest.raises(ValueError, match="kind='poem': choose from caption"): encode_texts(TOKENS, ["day"], "poem")
+    with pytest.raises(ValueError, match="at most 4"): token_rows(TOKENS, ["how many things are there ?"], "answer")
+    with pytest.raises(ValueError, match="'poem' is no word"): token_rows(TOKENS, ["the poem"], "answer")
+    with pytest.raises(ValueError, match="kind='poem': choose from caption"): token_rows(TOKENS, ["day"], "poem")
     with pytest.raises(ValueError, match="1 to 3"): render(Scene(0, ()), ())
     with pytest.raises(ValueError, match="must differ"): render(Scene(0, (Thing(0, 0, 0), Thing(1, 0, 0))), (0, 0))

@@ -7,8 +7,8 @@ __all__ = ['THEMES', 'COLOURS', 'SHAPES', 'ROWS', 'COLUMNS', 'PLACES', 'MOST', '
            'PALETTE', 'ALLOWED_WRONG', 'OPENINGS', 'CONNECTORS', 'END', 'NUMBERS', 'DESCRIBE', 'LENGTHS', 'FIELDS',
            'LEVELS', 'Thing', 'Scene', 'theme_of', 'scene_fault', 'all_scenes', 'stamps', 'cell_of', 'render',
            'check_pictures', 'to_rgb', 'from_rgb', 'templates', 'one_hot', 'Sighting', 'judge_pictures', 'Clause',
-           'write_caption', 'read_caption', 'described', 'possible', 'questions', 'answer_to', 'scene_tokenizer',
-           'encode_texts', 'clause_codes', 'meaning_keys', 'meaning_key', 'Meanings', 'list_meanings', 'Example',
+           'write_caption', 'read_caption', 'things_told', 'possible', 'questions', 'answer_to', 'scene_tokenizer',
+           'token_rows', 'clause_codes', 'meaning_keys', 'meaning_key', 'Meanings', 'list_meanings', 'Example',
            'split_scenes', 'log_wordings', 'CaptionJudgement', 'Scenes', 'pair_probabilities', 'candidates',
            'caption_log_prob', 'SceneEntropies', 'scene_entropies', 'matching_references', 'independent_captions',
            'independent_pictures', 'QuestionBounds', 'question_bounds', 'free_field_distances', 'mosaic']
@@ -361,7 +361,7 @@ def read_caption(text: str) -> tuple[Clause, ...]:
     return tuple(clauses)
 
 # %% ../../nbs/9_unified/01_scenes.ipynb #24e48d15
-def described(
+def things_told(
     clauses: Sequence[Clause],
     scene: Scene,
 ) -> tuple[Thing, ...] | None:   # the thing of each clause
@@ -445,7 +445,7 @@ def scene_tokenizer() -> Tokenizer:
     return word_tokenizer(words)
 
 
-def encode_texts(
+def token_rows(
     tokenizer: Tokenizer,
     texts: list[str],
     kind: str,   # caption, question or answer
@@ -630,7 +630,7 @@ class Scenes:
             return CaptionJudgement(False, False, False, ())
         own_form = all((None in clause) == self.partial for clause in clauses)
         can_be = own_form and possible(clauses) and len(clauses) <= self.most
-        describes = can_be and scene is not None and described(clauses, scene) is not None
+        describes = can_be and scene is not None and things_told(clauses, scene) is not None
         return CaptionJudgement(True, can_be, describes, clauses)
 
 # %% ../../nbs/9_unified/01_scenes.ipynb #e6fec5a9
@@ -825,7 +825,7 @@ def _field_posterior(
     p = world.probabilities()[numbers]
     posterior = Counter()
     for index, weight in zip(numbers, p / p.sum()):
-        thing = described(clauses, world.scenes[index])[number]
+        thing = things_told(clauses, world.scenes[index])[number]
         posterior[getattr(thing, field)] += float(weight)
     return posterior
 
@@ -839,7 +839,7 @@ def free_field_distances(
     found, exact = defaultdict(Counter), defaultdict(Counter)
     for text, scene in zip(captions, drawn):
         clauses = read_caption(text)
-        things = described(clauses, scene) or ()
+        things = things_told(clauses, scene) or ()
         for number, thing in enumerate(things):
             field = Clause._fields[clauses[number].index(None)]
             found[field][getattr(thing, field)] += 1
