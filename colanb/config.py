@@ -6,9 +6,9 @@
 __all__ = ['ROOT', 'LIMITS', 'Count', 'Share', 'LOCAL_BUILDERS', 'SOURCE_FIELDS', 'FAMILY_FIELDS', 'NOT_DECISIVE', 'TextFamily',
            'WANTED_STEPS', 'TaskName', 'ProbeName', 'STOPS', 'project_root', 'shipped_models', 'model_place', 'allowed',
            'record_at', 'suggestion', 'spellings', 'wanted', 'explain', 'ConfigType', 'Config', 'DataConfig',
-           'VAEConfig', 'DiTConfig', 'BaselineConfig', 'FlowConfig', 'TrainConfig', 'SampleConfig', 'ODEConfig',
-           'RunConfig', 'text_baseline', 'text_run', 'TaskConfig', 'SweepConfig', 'StudyConfig', 'vary', 'Profile',
-           'named_entries', 'unknown_names', 'wrong_runs', 'wrong_studies', 'wrong_settings', 'read_params',
+           'VAEConfig', 'ImageVAEConfig', 'DiTConfig', 'BaselineConfig', 'FlowConfig', 'TrainConfig', 'SampleConfig',
+           'ODEConfig', 'RunConfig', 'text_baseline', 'text_run', 'TaskConfig', 'SweepConfig', 'StudyConfig', 'vary',
+           'Profile', 'named_entries', 'unknown_names', 'wrong_runs', 'wrong_studies', 'wrong_settings', 'read_params',
            'load_profile', 'CommandLine', 'StopSignal', 'reason_of', 'command', 'positive', 'check_params',
            'with_examples', 'main', 'nan_to_null', 'differences', 'stream', 'pick_device']
 
@@ -343,6 +343,31 @@ class VAEConfig(Config):
                 "a raw mean has no known power, so choose True, or logsnr null")
         return self
 
+# %% ../nbs/00_config.ipynb #82db42fa
+class ImageVAEConfig(VAEConfig):
+    "Image VAE: the settings of the Text VAE, whose tokens are pixels (section 5.5)."
+    side: Count = 16                       # pixels of a picture, each way
+    vocab_size: int = Field(10, gt=1)      # colours of the palette
+    d_latent: int = Field(8, gt=1)
+    patch_size: Count = 16                 # pixels per latent, a square
+    width: PositiveInt = 64
+    heads: PositiveInt = 4
+    encoder_layers: Count = 2
+    decoder_layers: Count = 2
+    ffn_dim: PositiveInt = 256
+    block_size: int | None = Field(None, ge=1)   # None: all latents of a picture see each other
+    normalise_mean: bool = False           # channels are standardised on the training pictures instead
+
+    @model_validator(mode="after")
+    def _squares(self) -> Self:
+        patch_side = math.isqrt(self.patch_size)
+        if patch_side ** 2 != self.patch_size or self.side % patch_side:
+            raise ValueError(
+                f"image.patch_size={self.patch_size}: must be a square, whose side divides image.side={self.side}")
+        if self.block_size is not None:
+            raise ValueError(f"image.block_size={self.block_size}: a picture is one block, so it must be null")
+        return self
+
 # %% ../nbs/00_config.ipynb #94492fc0
 class DiTConfig(Config):
     "Block-causal diffusion transformer: the velocity of the prior (section 3.2.2, Table 9)."
@@ -556,6 +581,7 @@ class RunConfig(Config):
     name: str
     data: DataConfig = DataConfig()
     vae: VAEConfig = VAEConfig()
+    image: ImageVAEConfig | None = Field(None, exclude_if=lambda value: value is None)   # where off, in no record
     dit: DiTConfig = DiTConfig()
     baseline: BaselineConfig | None = None   # uses data, stage2 and sample alone
     flow: FlowConfig = FlowConfig()

@@ -94,9 +94,9 @@ def validation(
 STAGE1_FLOW = {"beta", "lambda_mask", "mask_ratio", "filler"}   # fields of `flow` that stage 1 reads
 PRIOR_ALONE = {"strategy", "interval_joint", "interval_fixed", "vae_lr_ratio", "block_schedule", "ema"}
 
-def _stage_config(run: RunConfig, stage: str) -> TrainConfig:   # vae, prior or baseline
+def _stage_config(run: RunConfig, stage: str) -> TrainConfig:   # vae, image, prior or baseline
     "Choose the settings of a stage's training."
-    return run.stage1 if stage == "vae" else run.stage2
+    return run.stage1 if stage in ("vae", "image") else run.stage2
 
 def _sections(run: RunConfig, stage: str) -> dict[str, dict[str, Any]]:
     "Collect the settings that a stage reads and that decide what it learns, by section."
@@ -108,7 +108,7 @@ def _sections(run: RunConfig, stage: str) -> dict[str, dict[str, Any]]:
     if stage == "baseline":
         return {"baseline": values["baseline"], "stage2": alone}
     flow = {name: values["flow"][name] for name in sorted(STAGE1_FLOW)}
-    return {"vae": values["vae"], "flow": flow, "stage1": alone}
+    return {stage: values[stage], "flow": flow, "stage1": alone}
 
 # %% ../../nbs/3_learn/10_train.ipynb #927441b3
 def training_record(corpus: Corpus, stage: str, seed: int, vae_folder: Path | str | None) -> dict[str, Any]:
@@ -318,7 +318,7 @@ def train_stage(
     corpus: Corpus,
     out: Path | str,               # model folder
     seed: int,
-    stage: str,                    # vae, prior or baseline
+    stage: str,                    # vae, image, prior or baseline
     check: Callable[..., Loss],    # the loss on validation text
     scratch: Path | None,          # resume checkpoints; None: in `scratch_folder`
     on_eval: Callable[[nn.Module, int], dict[str, float]] | None = None,

@@ -330,7 +330,7 @@ def flow_sample(
 # %% ../../nbs/6_measure/04_density.ipynb #5b39d9c7
 class MixturePath(NamedTuple):
     "The linear path from a mixture of round Gaussians (t=0) to N(0, I) (t=1); `t` is a number, or one per row of `z`."
-    weights: Float[Tensor, "k"]
+    weights: Float[Tensor, "*b k"]  # of all points, or of each; only the former can be sampled
     means: Float[Tensor, "k d"]
     sd: float | Float[Tensor, "k"]  # standard deviation at t=0, of all components or of each
 
