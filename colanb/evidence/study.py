@@ -129,7 +129,9 @@ class Watch:
     ) -> list[dict]:
         "Report what training up to a step and its scores have cost."
         stage = self.run.stage2.replace(steps=setting["step"])
-        flops = training_flops(self.run.replace(stage2=stage), self.flops)
+        early = setting["step"] < self.run.stage2.steps
+        per_token = {name: flops for name, flops in self.flops.items() if not (early and name == "refit")}
+        flops = training_flops(self.run.replace(stage2=stage), per_token)
         return [
             row(self.seed, setting, "seconds", [training], "s"),
             row(self.seed, setting, "generation_seconds", [generation], "s"),
@@ -137,9 +139,19 @@ class Watch:
         ]
 
     def losses(self, log: pd.DataFrame) -> list[dict]:
-        "Report validation losses and latent statistics of the log at the checkpoints."
+        "Report validation losses and latent statistics of the log at the checkpoints, and those of a refit at its end."
+        if not self.run.refit:
+            return self._loss_rows(log, self.steps)
+        last = self.run.stage2.steps
+        prior, refit = (part.dropna(axis=1, how="all") for part in (log[log.step <= last], log[log.step > last]))
+        end = self._loss_rows(refit, {last + self.run.refit.steps})
+        return self._loss_rows(prior, self.steps) + [
+            {**found, "step": last, "metric": f"refit {found['metric']}"} for found in end]
+
+    def _loss_rows(self, log: pd.DataFrame, steps: set[int]) -> list[dict]:
+        "Make a row for each validation loss of a log at some steps."
         first = [column for column in log if column.startswith("val_")][:1]
-        held_out = log[log.step.isin(self.steps)].filter(regex="^step$|^val_").dropna(subset=first)
+        held_out = log[log.step.isin(steps)].filter(regex="^step$|^val_").dropna(subset=first)
         rows = []
         for step, losses in held_out.set_index("step").iterrows():
             setting = {"step": int(step)}
@@ -157,7 +169,7 @@ def stage1_folder(
     "Return the run's stage-1 VAE, trained if no run before it had the same."
     flow = {name: getattr(run.flow, name) for name in STAGE1_FLOW}
     dit = DiTConfig(d_latent=run.vae.d_latent, block_size=1)
-    same = run.replace(name="vae", dit=dit, flow=flow, stage2={}, sample={})
+    same = run.replace(name="vae", dit=dit, flow=flow, stage2={}, refit=None, sample={})
     text = same.model_dump_json() + corpus.manifest["key"]
     trained = folder / hashlib.sha256(text.encode()).hexdigest()[:12]
     folder.mkdir(parents=True, exist_ok=True)
