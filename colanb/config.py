@@ -726,6 +726,7 @@ class TaskConfig(Config):
     text_tokens: Count = 48             # longest unconditional text
     judge: str | None = None            # real text: folder of an AR model of the same text, which judges continuations
     openings: NonNegativeInt = 64       # openings of each held-out split that are continued for the judge
+    last_words: NonNegativeInt = 256    # with a judge: passages of the test split whose last word is asked, at most
     batch_size: Count = 100
     rule: Literal["release", "paper"] = "release"   # whose rule decides what is a right answer
     seed: NonNegativeInt = 2605         # seed of the testbed's items

@@ -110,7 +110,7 @@ def train_unit(
     if place.judge:
         tasks = tasks.replace(judge=str(place.judge.resolve()))
     if place.small:
-        run, tasks = shrink_run(run), tasks.replace(openings=2)
+        run, tasks = shrink_run(run), tasks.replace(openings=2, last_words=2)
     watch = Watch(profile.replace(tasks=tasks), unit.study, run, corpus, unit.seed)
     watch.check()
     with TemporaryDirectory() as temporary:

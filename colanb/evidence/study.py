@@ -21,8 +21,9 @@ from tqdm import tqdm
 from ..config import DiTConfig, Profile, RunConfig
 from .probes import Moment, PROBES
 from colanb.evidence.scores import (
-    Exam, adherence, book_rows, exam_of, measure_settings, reconstruction, row, score_sampler,
+    Exam, adherence, book_rows, exam_of, last_word_rows, measure_settings, reconstruction, row, score_sampler,
 )
+from ..generate.baselines import make_sampler
 from ..generate.sample import Sampler, TextSampler
 from ..learn.train import STAGE1_FLOW, train_baseline, train_prior, train_vae
 from ..measure.cost import flops_per_token, training_flops
@@ -119,7 +120,16 @@ class Watch:
         def measure(sampler: TextSampler, changes: dict) -> list[dict]:
             return score_sampler(self.exam, sampler, self.seed, {**setting, **changes})
 
-        return book + measure_settings(self.run, model, self.corpus.tokenizer, settings, measure)
+        scored = book + measure_settings(self.run, model, self.corpus.tokenizer, settings, measure)
+        return scored + self.last_words(model, setting) if last else scored
+
+    def last_words(self, model: nn.Module, setting: dict[str, Any]) -> list[dict]:
+        "Ask for last words under the run's own sampler; nothing without a judge."
+        reader = self.exam.reader
+        if reader is None:
+            return []
+        sampler = make_sampler(model, self.corpus.tokenizer, self.run.sampling())
+        return last_word_rows(reader, sampler, self.profile.tasks.batch_size, self.seed, setting)
 
     def costs(
         self,

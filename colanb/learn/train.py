@@ -409,6 +409,13 @@ def _prior_losses(run: RunConfig, corpus: Corpus) -> tuple[Callable[..., Loss], 
 
     return loss_fn, check
 
+def _prior_hooks(run: RunConfig) -> dict[str, Callable]:
+    "Make what changes from step to step: the VAE's rate, and the context of the loss."
+    def rates(step):
+        return {"vae": vae_rate(step, run.stage2)}
+
+    return {"rates": rates, "context_at": partial(prior_context, config=run.stage2, block_size=run.dit.block_size)}
+
 # %% ../../nbs/3_learn/10_train.ipynb #e572da3b
 def train_prior(
     run: RunConfig,
@@ -428,16 +435,23 @@ def train_prior(
     vae_folder = None if run.stage2.strategy == "scratch" else vae_folder
     torch.manual_seed(seed)
     run, model = _prior_model(run, vae_folder, device or pick_device())
-
-    def rates(step):
-        return {"vae": vae_rate(step, run.stage2)}
-
     loss_fn, check = _prior_losses(run, corpus)
-    context_at = partial(prior_context, config=run.stage2, block_size=run.dit.block_size)
     parts = {"vae": model.vae, "dit": model.dit}
     return train_stage(
         model, loss_fn, parts, run, corpus, out, seed, "prior", check, scratch, on_eval, again,
-        start=vae_folder, label="prior", rates=rates, context_at=context_at)
+        start=vae_folder, label="prior", **_prior_hooks(run))
+
+# %% ../../nbs/3_learn/10_train.ipynb #dc888c33
+def _refit_loss(run: RunConfig, corpus: Corpus) -> Callable[..., Loss]:
+    "Make the loss of the decoder's training."
+    flow, patch_size, pad_id = run.flow, run.vae.patch_size, corpus.tokenizer.pad_id
+
+    def loss_fn(model, ids, valid, generator, rows, context):
+        ids, valid = with_filler(ids, valid, flow.filler, patch_size, pad_id, generator)
+        starts = corpus.document_starts(ids, patch_size)
+        return refit_loss(model, ids, valid, flow, generator, run.refit.solve, rows, starts)
+
+    return loss_fn
 
 # %% ../../nbs/3_learn/10_train.ipynb #a2a4dd15
 def refit_decoder(
@@ -458,13 +472,7 @@ def refit_decoder(
     model = load_model(start, device or pick_device())[1].requires_grad_(False)
     model.vae.decoder.requires_grad_(True)
     run = run.replace(vae=model.vae.config, dit=model.dit.config)
-    flow, patch_size, pad_id = run.flow, run.vae.patch_size, corpus.tokenizer.pad_id
-
-    def loss_fn(model, ids, valid, generator, rows, context):
-        ids, valid = with_filler(ids, valid, flow.filler, patch_size, pad_id, generator)
-        starts = corpus.document_starts(ids, patch_size)
-        return refit_loss(model, ids, valid, flow, generator, run.refit.solve, rows, starts)
-
+    loss_fn = _refit_loss(run, corpus)
     parts = {"vae": model.vae, "dit": model.dit}
     return train_stage(
         model, loss_fn, parts, run, corpus, out, seed, "refit", loss_fn, scratch, on_eval, again,
@@ -485,10 +493,10 @@ def _train_with_refit(
     "Train the prior and then the decoder."
     last, end = run.stage2.steps, run.refit.steps
 
-    def before(model: nn.Module, step: int) -> dict[str, float]:
+    def before(model, step):
         return {} if step == last else on_eval(model, step)
 
-    def after(model: nn.Module, step: int) -> dict[str, float]:
+    def after(model, step):
         return on_eval(model, last) if step == end else {}
 
     hooks = (before, after) if on_eval else (None, None)
