@@ -177,7 +177,11 @@ def finished_records(
 ) -> list[tuple[Unit, dict[str, Any]]]:   # units and what is in their files
     "Read what there is of a study, of seeds with gaps too; maybe nothing."
     found = _look_up(profile, study, store)
-    return [(unit, record) for unit, record in found if record is not None]
+    return [
+        (unit, record)
+        for unit, record in found
+        if record is not None
+    ]
 
 def study_records(
     profile: Profile,
@@ -190,7 +194,11 @@ def study_records(
     if not missing:
         return found
     gaps = {unit.seed for unit in missing}
-    whole = [(unit, record) for unit, record in found if unit.seed not in gaps]
+    whole = [
+        (unit, record)
+        for unit, record in found
+        if unit.seed not in gaps
+    ]
     message = missing_text(missing, len(found), profile.name)
     if not whole:
         raise ValueError(message)
