@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from colanb.learn import train
 from colanb.generate.baselines import make_sampler
-from colanb.config import DiTConfig, FlowConfig, RunConfig, SampleConfig, VAEConfig, stream
+from colanb.config import DiTConfig, FlowConfig, RunConfig, SampleConfig, VAEConfig, load_profile, stream
 from colanb.text.corpus import Corpus, prepare
 from colanb.learn.losses import EVERY, BlockTimes, batch_noise, prior_estimate, refit_loss, stage2_loss, token_codes
 from colanb.learn.path import clean_prefix, sample_time
@@ -17,7 +17,7 @@ from colanb.model.cola import ColaDLM
 from colanb.model.folders import load_model
 from colanb.generate.sample import transport_block
 from colanb.learn.train import train_vae
-from colanb.measure.cost import flops_per_token
+from colanb.measure.cost import flops_per_token, training_flops
 
 VAE = VAEConfig(vocab_size=30, d_latent=8, width=32, heads=4, encoder_layers=1, decoder_layers=1, ffn_dim=64)
 DIT = DiTConfig(d_latent=8, width=32, heads=4, head_dim=8, layers=2, rope_dim=8, block_size=4, zero_init=False)
@@ -473,3 +473,11 @@ def test_a_refit_costs_passes_of_the_prior_and_the_decoder():
     one, two, three = (f["refit"] for f in flops)
     assert 0 < two - one == pytest.approx(three - two)   # a forward pass of the prior each
     assert two - one == pytest.approx(flops[0]["stage2"] / 3, rel=0.1)
+
+
+@pytest.mark.parametrize("name, tokens", [("english", 1024), ("recipe", 52)])
+def test_runs_of_a_study_of_switches_cost_the_same(name, tokens):
+    "The steps of each run are chosen so that it costs the recipe's training FLOPs, to 1 %."
+    runs = [run for _, run in load_profile(name=name).study_runs("switches")]
+    first, *others = (training_flops(run, flops_per_token(run, tokens)) for run in runs)
+    for run, flops in zip(runs[1:], others): assert flops == pytest.approx(first, rel=0.01), run.model_dump(exclude_defaults=True)
