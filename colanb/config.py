@@ -6,11 +6,11 @@
 __all__ = ['ROOT', 'LIMITS', 'Count', 'Share', 'LOCAL_BUILDERS', 'SOURCE_FIELDS', 'FAMILY_FIELDS', 'NOT_DECISIVE', 'TextFamily',
            'WANTED_STEPS', 'TaskName', 'ProbeName', 'STOPS', 'project_root', 'shipped_models', 'model_place', 'allowed',
            'record_at', 'suggestion', 'spellings', 'wanted', 'explain', 'ConfigType', 'Config', 'DataConfig',
-           'VAEConfig', 'ImageVAEConfig', 'DiTConfig', 'BaselineConfig', 'FlowConfig', 'TrainConfig', 'SampleConfig',
-           'ODEConfig', 'RunConfig', 'text_baseline', 'text_run', 'TaskConfig', 'SweepConfig', 'StudyConfig', 'vary',
-           'Profile', 'named_entries', 'unknown_names', 'wrong_runs', 'wrong_studies', 'wrong_settings', 'read_params',
-           'load_profile', 'CommandLine', 'StopSignal', 'reason_of', 'command', 'positive', 'check_params',
-           'with_examples', 'main', 'nan_to_null', 'differences', 'stream', 'pick_device']
+           'VAEConfig', 'ImageVAEConfig', 'DiTConfig', 'BaselineConfig', 'FlowConfig', 'TrainConfig', 'RefitConfig',
+           'SampleConfig', 'ODEConfig', 'RunConfig', 'text_baseline', 'text_run', 'TaskConfig', 'SweepConfig',
+           'StudyConfig', 'vary', 'Profile', 'named_entries', 'unknown_names', 'wrong_runs', 'wrong_studies',
+           'wrong_settings', 'read_params', 'load_profile', 'CommandLine', 'StopSignal', 'reason_of', 'command',
+           'positive', 'check_params', 'with_examples', 'main', 'nan_to_null', 'differences', 'stream', 'pick_device']
 
 # %% ../nbs/00_config.ipynb #21919728
 import argparse
@@ -533,6 +533,11 @@ class TrainConfig(Config):
         "The fields that decide what is learned, as JSON; the others say how long, how it is computed, noted and saved."
         return self.model_dump(mode="json", exclude=NOT_DECISIVE)
 
+# %% ../nbs/00_config.ipynb #0adbfc63
+class RefitConfig(TrainConfig):
+    "The decoder's training after stage 2, on what the frozen prior makes of noised latents."
+    solve: Count = 1     # Euler steps of the prior from noised to clean latents; 1: its estimate z_t - t v
+
 # %% ../nbs/00_config.ipynb #ffbb5354
 class SampleConfig(Config):
     "Generation (Eq 3.19-3.21, section 5.2)."
@@ -587,6 +592,7 @@ class RunConfig(Config):
     flow: FlowConfig = FlowConfig()
     stage1: TrainConfig = TrainConfig()
     stage2: TrainConfig = TrainConfig()
+    refit: RefitConfig | None = Field(None, exclude_if=lambda value: value is None)   # None: off, and in no record
     sample: SampleConfig = SampleConfig()
 
     @model_validator(mode="after")
@@ -594,6 +600,10 @@ class RunConfig(Config):
         without_dit = {"stage1": self.stage1}
         if self.baseline:
             without_dit["stage2"] = self.stage2
+        if self.baseline and self.refit:
+            raise ValueError(f"refit of a run with baseline={self.baseline.family!r}: only a Cola DLM has a decoder")
+        if self.refit:
+            without_dit["refit"] = self.refit
         for name, stage in without_dit.items():
             where = f"{name} of a run with baseline={self.baseline.family!r}" if self.baseline else name
             if stage.block_schedule:
@@ -742,6 +752,7 @@ class TaskConfig(Config):
     text_tokens: Count = 48             # longest unconditional text
     judge: str | None = None            # real text: folder of an AR model of the same text, which judges continuations
     openings: NonNegativeInt = 64       # openings of each held-out split that are continued for the judge
+    last_words: NonNegativeInt = 256    # with a judge: passages of the test split whose last word is asked, at most
     batch_size: Count = 100
     rule: Literal["release", "paper"] = "release"   # whose rule decides what is a right answer
     seed: NonNegativeInt = 2605         # seed of the testbed's items

@@ -9,15 +9,15 @@ from safetensors.torch import load_file
 
 from colanb.learn import train
 from colanb.generate.baselines import make_sampler
-from colanb.config import DiTConfig, FlowConfig, RunConfig, SampleConfig, VAEConfig, stream
+from colanb.config import DiTConfig, FlowConfig, RunConfig, SampleConfig, VAEConfig, load_profile, stream
 from colanb.text.corpus import Corpus, prepare
-from colanb.learn.losses import EVERY, batch_noise, stage2_loss, token_codes
+from colanb.learn.losses import EVERY, BlockTimes, batch_noise, prior_estimate, refit_loss, stage2_loss, token_codes
 from colanb.learn.path import clean_prefix, sample_time
 from colanb.model.cola import ColaDLM
 from colanb.model.folders import load_model
 from colanb.generate.sample import transport_block
 from colanb.learn.train import train_vae
-from colanb.measure.cost import flops_per_token
+from colanb.measure.cost import flops_per_token, training_flops
 
 VAE = VAEConfig(vocab_size=30, d_latent=8, width=32, heads=4, encoder_layers=1, decoder_layers=1, ffn_dim=64)
 DIT = DiTConfig(d_latent=8, width=32, heads=4, head_dim=8, layers=2, rope_dim=8, block_size=4, zero_init=False)
@@ -360,3 +360,146 @@ def test_all_strategies_with_a_trained_vae_start_from_the_same_dit(trained_vae):
             assert not any(p.requires_grad for p in model.reference.parameters())
             assert all(p.requires_grad for p in model.vae.encoder.parameters())
     assert all(torch.equal(start[k], starts[0][k]) for start in starts[1:] for k in starts[0])
+
+
+def estimate_by_blocks(dit, z0, z1, t, solve):
+    "The prior's clean latents, a block at a time against its own history, unpacked."
+    s, found = dit.config.block_size, torch.zeros_like(z0)
+    for row in range(len(z0)):
+        for first in range(0, z0.shape[1], s):
+            own = slice(first, first + s)
+            at = t[row:row + 1, own]
+            z = (1 - at[..., None]) * z0[row:row + 1, own] + at[..., None] * z1[row:row + 1, own]
+            for k in range(solve):
+                now = at * (solve - k) / solve
+                v = dit(torch.cat([z0[row:row + 1, :first], z], 1), torch.cat([torch.zeros(1, first), now], 1))[:, first:]
+                z = z - (at / solve)[..., None] * v
+            found[row, own] = z[0]
+    return found
+
+
+@pytest.mark.parametrize("solve", [1, 3])
+@pytest.mark.parametrize("changes", [{}, TOKENS])
+def test_refit_is_the_plain_loop_in_loss_and_gradients(changes, solve):
+    (ids, valid), flow = batch(), FlowConfig(clean_prefix=0.6)
+    model = made(**changes)
+    loss = refit_loss(model, ids, valid, flow, stream("loss"), solve)
+    with torch.no_grad():
+        z0, z1, t, pinned = drawn(model, ids, flow, ("loss",))
+        z = estimate_by_blocks(model.dit, z0, z1, t, solve)
+    error, right = 0.0, 0
+    for row in range(len(ids)):
+        logits = model.vae.decode(z[row:row + 1])[0]
+        for i in range(16):
+            if not valid[row, i]: continue
+            error = error - logits[i].log_softmax(0)[ids[row, i]]
+            right += int(logits[i].argmax() == ids[row, i])
+    plain = error / valid.sum()
+    assert pinned.any() and (z - z0).abs().max() > 0.1
+    torch.testing.assert_close(loss.total, plain, rtol=1e-4, atol=1e-5)
+    assert loss.parts["accuracy"].item() == pytest.approx(right / int(valid.sum()))
+    own = list(model.vae.decoder.parameters())
+    for one, other in zip(torch.autograd.grad(loss.total, own), torch.autograd.grad(plain, own)):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_refits_of_parts_of_a_batch_add_up():
+    (ids, valid), flow, found = batch(), FlowConfig(clean_prefix=0.6), []
+    for parts in ([EVERY], [slice(0, 1), slice(1, 3)]):
+        model = made()
+        sum(refit_loss(model, ids, valid, flow, stream("loss"), 2, rows).total for rows in parts).backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_refit_with_a_guess_hands_it_on():
+    (ids, valid), flow = batch(), FlowConfig()
+    model = guessing(made(**TOKENS, self_condition=0.5))
+    z0, z1, t, _ = drawn(model, ids, flow, ("loss",))
+    blocks = t.unflatten(1, (-1, 4))[..., 0]
+    first = model.dit.packed(z0, (1 - t[..., None]) * z0 + t[..., None] * z1, blocks)
+    half = first + (t / 2)[..., None] * ((1 - t[..., None]) * z0 + t[..., None] * z1 - first) / t[..., None]
+    second = model.dit.packed(z0, half, blocks / 2, guess=first)
+    times = BlockTimes(blocks, blocks, None, valid)
+    torch.testing.assert_close(prior_estimate(model.dit, z0, z1, times, 2), second, rtol=1e-4, atol=1e-4)
+
+
+def plain_refit(folder, corpus, run, steps):
+    "A loop of AdamW steps on the decoder alone, without schedules."
+    _, model, tokenizer = load_model(folder)
+    decoder = list(model.vae.decoder.parameters())
+    optimizer = torch.optim.AdamW(decoder, lr=run.refit.lr, betas=run.refit.betas, weight_decay=run.refit.weight_decay, fused=True)
+    batches = corpus.batches("train", run.refit.batch_size, 0)
+    for step in range(steps):
+        ids = batches[step]
+        loss = refit_loss(model, ids, ids != tokenizer.pad_id, run.flow, stream(0, "refit", step), run.refit.solve)
+        gradients = torch.autograd.grad(loss.total, decoder)
+        for p, g in zip(decoder, gradients): p.grad = g
+        torch.nn.utils.clip_grad_norm_(decoder, run.refit.clip)
+        optimizer.step()
+    return model.vae.state_dict()
+
+
+def test_only_the_decoder_moves_and_as_in_a_plain_loop(trained_vae, tmp_path):
+    run, corpus, vae = trained_vae
+    run = run.replace(stage2=run.stage2.replace(ema=0.5))
+    refit = {"steps": 6, "batch_size": 4, "lr": 1e-2, "warmup": 0, "decay": "none", "log_every": 1, "eval_every": 6, "save_every": 3, "solve": 2}
+    seen = []
+    def watch(model, step): return seen.append((step, model.vae.decoder.head.weight.sum().item())) or {}
+    train.train_prior(run, corpus, vae, tmp_path / "off", 0, watch, device="cpu")
+    assert [step for step, _ in seen] == [10]
+    log = train.train_prior(run.replace(refit=refit), corpus, vae, tmp_path / "on", 0, watch, device="cpu")
+    assert [step for step, _ in seen] == [10, 10] and seen[0][1] != seen[1][1]   # measured once, after the refit
+    assert log.step.max() == 16 and log.val_accuracy.notna().sum() == 1
+    before, after = tmp_path / "on" / train.BEFORE_REFIT, tmp_path / "on"
+    for name in ("vae", "dit", "dit_ema"):   # without the option the same bits
+        one, other = (load_file(folder / f"{name}.safetensors") for folder in (tmp_path / "off", before))
+        assert all(torch.equal(one[k], other[k]) for k in one)
+    averaged, prior = load_file(before / "dit_ema.safetensors"), load_file(after / "dit.safetensors")
+    assert all(torch.equal(averaged[k], prior[k]) for k in prior) and not (after / "dit_ema.safetensors").exists()
+    old, new = (load_file(folder / "vae.safetensors") for folder in (before, after))
+    moved = {k for k in old if not torch.equal(old[k], new[k])}
+    assert moved and all(k.startswith("decoder.") for k in moved)
+    plain = plain_refit(before, corpus, run.replace(refit=refit), 6)
+    for k in new: torch.testing.assert_close(new[k], plain[k], rtol=1e-4, atol=1e-6)
+    stored, model, tokenizer = load_model(after)
+    torch.testing.assert_close(model.vae.state_dict(), new, rtol=0, atol=0)
+    assert stored.refit.steps == 6 and make_sampler(model, tokenizer, stored.sample).generate([""])[0].tokens is not None
+    assert len(train.train_prior(run.replace(refit=refit), corpus, vae, after, 0, device="cpu")) == len(log)   # nothing is trained again
+    with pytest.raises(ValueError, match="refit.steps was 6, is 7"):
+        train.train_prior(run.replace(refit=refit | {"steps": 7}), corpus, vae, after, 0, device="cpu")
+
+
+def test_a_stopped_refit_goes_on_to_the_same_end(trained_vae, tmp_path, monkeypatch):
+    run, corpus, vae = trained_vae
+    run = run.replace(refit={"steps": 6, "batch_size": 4, "lr": 1e-2, "warmup": 2, "eval_every": 50, "save_every": 2})
+    train.train_prior(run, corpus, vae, tmp_path / "whole", 0, device="cpu")
+    inner, calls = train.refit_loss, []
+    def watched(*given):
+        calls.append(1)
+        if len(calls) == 4: raise Stopped
+        return inner(*given)
+    monkeypatch.setattr(train, "refit_loss", watched)
+    with pytest.raises(Stopped): train.train_prior(run, corpus, vae, tmp_path / "parts", 0, device="cpu")
+    monkeypatch.setattr(train, "refit_loss", inner)
+    train.train_prior(run, corpus, vae, tmp_path / "parts", 0, device="cpu")
+    whole, parts = (load_file(tmp_path / name / "vae.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+
+
+def test_a_refit_costs_passes_of_the_prior_and_the_decoder():
+    run = RunConfig(name="cost", data=dict(level="micro", seq_len=16), vae=VAE, dit=DIT, flow={}, stage1=dict(steps=1), stage2=dict(steps=1, strategy="fixed"), sample={})
+    flops = [flops_per_token(run.replace(refit=dict(steps=1, solve=k)), 30) for k in (1, 2, 3)]
+    assert "refit" not in flops_per_token(run, 30)
+    one, two, three = (f["refit"] for f in flops)
+    assert 0 < two - one == pytest.approx(three - two)   # a forward pass of the prior each
+    assert two - one == pytest.approx(flops[0]["stage2"] / 3, rel=0.1)
+
+
+@pytest.mark.parametrize("name, tokens", [("english", 1024), ("recipe", 52)])
+def test_runs_of_a_study_of_switches_cost_the_same(name, tokens):
+    "The steps of each run are chosen so that it costs the recipe's training FLOPs, to 1 %."
+    runs = [run for _, run in load_profile(name=name).study_runs("switches")]
+    first, *others = (training_flops(run, flops_per_token(run, tokens)) for run in runs)
+    for run, flops in zip(runs[1:], others): assert flops == pytest.approx(first, rel=0.01), run.model_dump(exclude_defaults=True)

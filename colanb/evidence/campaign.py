@@ -90,6 +90,7 @@ def shrink_run(run: RunConfig) -> RunConfig:
     return run.replace(
         stage1=few_steps(run.stage1, 3),
         stage2=few_steps(run.stage2, 3),
+        refit=run.refit and few_steps(run.refit, 3),
         sample=run.sample.replace(steps=2, max_new_tokens=4),
     )
 
@@ -113,7 +114,7 @@ def train_unit(
     if place.judge:
         tasks = tasks.replace(judge=str(place.judge.resolve()))
     if place.small:
-        run, tasks = shrink_run(run), tasks.replace(openings=2)
+        run, tasks = shrink_run(run), tasks.replace(openings=2, last_words=2)
     watch = Watch(profile.replace(tasks=tasks), unit.study, run, corpus, unit.seed)
     watch.check()
     with TemporaryDirectory() as temporary:
@@ -292,7 +293,7 @@ def flops_of(
     per_token = {}
     flops = []
     for unit in units:
-        length = {"name": True, "stage1": {"steps"}, "stage2": {"steps"}}
+        length = {"name": True, "stage1": {"steps"}, "stage2": {"steps"}, "refit": {"steps"}}
         shape = unit.run.model_dump_json(exclude=length)
         if shape not in per_token:
             size = vocabulary_size(unit.run, place.tokens / profile.studies[unit.study].corpus)

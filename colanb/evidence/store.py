@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNNAMED', 'STORE', 'FIELDS', 'plan_of', 'run_key', 'Unit', 'study_seeds', 'units_of', 'run_text', 'read_record',
-           'agrees', 'settings_of', 'find_run', 'index_text', 'known_corpora', 'missing_text', 'study_records',
-           'rows_of_study']
+           'agrees', 'settings_of', 'find_run', 'index_text', 'known_corpora', 'missing_text', 'finished_records',
+           'study_records', 'rows_of_study']
 
 # %% ../../nbs/7_evidence/00_store.ipynb #94166bf8
 import hashlib
@@ -162,26 +162,48 @@ def missing_text(
     return (f"{len(missing)} of {count} runs have no results, the first is {missing[0].label()}: "
             f"`make campaign PROFILE={profile}` trains them")
 
+def _look_up(profile: Profile, study: str, store: Path) -> list[tuple[Unit, dict[str, Any] | None]]:
+    "Look for the files of a study's units."
+    folder = store / profile.name
+    corpus = profile.studies[study].corpus
+    key = known_corpora(folder).get(corpus, "unknown")
+    units = units_of(profile, {corpus: key}, [study])
+    return [(unit, find_run(folder, unit)) for unit in units]
+
+def finished_records(
+    profile: Profile,
+    study: str,
+    store: Path = STORE,
+) -> list[tuple[Unit, dict[str, Any]]]:   # units and what is in their files
+    "Read what there is of a study, of seeds with gaps too; maybe nothing."
+    found = _look_up(profile, study, store)
+    return [
+        (unit, record)
+        for unit, record in found
+        if record is not None
+    ]
+
 def study_records(
     profile: Profile,
     study: str,
     store: Path = STORE,
 ) -> list[tuple[Unit, dict[str, Any]]]:   # units and what is in their files
     "Read what a study asks for, of the seeds that have all; raise `ValueError` if none has."
-    folder = store / profile.name
-    corpus = profile.studies[study].corpus
-    key = known_corpora(folder).get(corpus, "unknown")
-    units = units_of(profile, {corpus: key}, [study])
-    found = [(unit, find_run(folder, unit)) for unit in units]
+    found = _look_up(profile, study, store)
     missing = [unit for unit, record in found if record is None]
-    if missing:
-        gaps = {unit.seed for unit in missing}
-        found = [(unit, record) for unit, record in found if unit.seed not in gaps]
-        message = missing_text(missing, len(units), profile.name)
-        if not found:
-            raise ValueError(message)
-        warnings.warn(f"seeds {sorted(gaps)} are left out: {message}", stacklevel=2)
-    return found
+    if not missing:
+        return found
+    gaps = {unit.seed for unit in missing}
+    whole = [
+        (unit, record)
+        for unit, record in found
+        if unit.seed not in gaps
+    ]
+    message = missing_text(missing, len(found), profile.name)
+    if not whole:
+        raise ValueError(message)
+    warnings.warn(f"seeds {sorted(gaps)} are left out: {message}", stacklevel=2)
+    return whole
 
 # %% ../../nbs/7_evidence/00_store.ipynb #3d83b120
 def rows_of_study(

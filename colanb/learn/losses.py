@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['EVERY', 'IGNORED', 'Loss', 'StepContext', 'batch_noise', 'masked_copy', 'VAETerms', 'decoder_terms',
            'latent_statistics', 'patch_valid', 'with_filler', 'stage1_loss', 'BlockTimes', 'draw_times', 'token_error',
-           'next_error', 'later_targets', 'draw_guessing', 'prior_terms', 'prior_total', 'stage2_loss', 'token_codes']
+           'next_error', 'later_targets', 'draw_guessing', 'prior_terms', 'prior_total', 'stage2_loss',
+           'prior_estimate', 'refit_loss', 'token_codes']
 
 # %% ../../nbs/3_learn/02_losses.ipynb #b9f3467e
 from typing import NamedTuple
@@ -488,6 +489,52 @@ def stage2_loss(
         parts["reference_kl"] = _reference_kl(model, q, ids, valid, rows, starts)
     total = _stage2_total(parts, config, train_vae)
     return _with_gauges(total, parts, q, latent_valid, rows)
+
+# %% ../../nbs/3_learn/02_losses.ipynb #3e6591d1
+@torch.no_grad()
+def prior_estimate(
+    dit: DiT,
+    z0: Float[Tensor, "r n d"],
+    z1: Float[Tensor, "r n d"],
+    times: BlockTimes,         # of the same rows
+    solve: int,                # Euler steps
+    starts: Starts = None,     # of the same rows
+) -> Float[Tensor, "r n d"]:
+    "Noise latents and let the prior clean them, all blocks at once, each under its own clean history."
+    z, _ = interpolate(z0, z1, times.latent)
+    size = z.shape[1] // times.latent.shape[1]
+    t = times.latent.repeat_interleave(size, dim=1)[..., None]   # (r, n, 1)
+    guess = None
+    for step in range(solve):
+        left = 1 - step / solve   # of the way to t=0
+        raw = dit.packed(z0, z, left * times.block, times.pinned, times.block_size, starts, guess)
+        velocity = dit.velocity(raw.float(), z, left * times.latent)
+        if dit.config.self_condition:
+            guess = z - left * t * velocity
+        z = z - t / solve * velocity
+    return z
+
+# %% ../../nbs/3_learn/02_losses.ipynb #1c83f320
+def refit_loss(
+    model: ColaDLM,
+    ids: Int[Tensor, "b l"],
+    valid: Bool[Tensor, "b l"],
+    config: FlowConfig,
+    generator: torch.Generator,
+    solve: int = 1,
+    rows: slice = EVERY,   # rows of the batch that are wanted
+    starts: Starts = None,
+) -> Loss:
+    "Compute L_refit in nats per token; encoder and prior get no gradient."
+    latent_valid = patch_valid(valid, model.vae.config.patch_size)
+    z0 = _frozen_terms(model.vae, ids, generator, rows, starts).z0
+    z1 = batch_noise(z0, len(ids), rows, generator)
+    times = draw_times(latent_valid, config, model.dit.config.block_size, generator).cut(rows)
+    own_starts = own_rows(starts, rows)
+    z = prior_estimate(model.dit, z0, z1, times, solve, own_starts)
+    logits = model.vae.decode(z, starts=own_starts).float()
+    parts = _text_parts(logits, ids[rows], valid[rows], valid.sum())
+    return Loss(parts["reconstruction"], {name: value.detach() for name, value in parts.items()})
 
 # %% ../../nbs/3_learn/02_losses.ipynb #7c88283e
 @torch.no_grad()

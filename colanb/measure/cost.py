@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['TABLES', 'PARTS', 'build', 'parameters', 'Size', 'model_size', 'counted', 'joint_share', 'stage_config',
-           'keeps_reference', 'StageLoss', 'prior_losses', 'stage_losses', 'flops_per_token', 'training_flops',
-           'baseline_pass', 'passes', 'BothWays', 'pass_flops', 'stage_mix', 'stage_flops', 'Work', 'time_weights',
-           'dit_linear_flops', 'dit_work', 'vae_work', 'encoder_work', 'decoder_work', 'kept', 'Kept', 'cut_block',
-           'trunks', 'with_loss', 'gives_logits', 'PartBytes', 'kept_by', 'kept_coefficients', 'part_positions',
-           'short_length', 'value_bytes', 'gradient_bytes', 'scale_kept', 'activations', 'kept_in', 'parameter_count',
-           'StageParameters', 'stage_parameters', 'memory', 'device_name', 'processor', 'card', 'machine']
+           'keeps_reference', 'StageLoss', 'prior_losses', 'refit_losses', 'stage_losses', 'flops_per_token',
+           'training_flops', 'baseline_pass', 'passes', 'BothWays', 'pass_flops', 'stage_mix', 'stage_flops', 'Work',
+           'time_weights', 'dit_linear_flops', 'dit_work', 'vae_work', 'encoder_work', 'decoder_work', 'kept', 'Kept',
+           'cut_block', 'trunks', 'with_loss', 'gives_logits', 'PartBytes', 'kept_by', 'kept_coefficients',
+           'part_positions', 'short_length', 'value_bytes', 'gradient_bytes', 'scale_kept', 'activations', 'kept_in',
+           'parameter_count', 'StageParameters', 'stage_parameters', 'memory', 'device_name', 'processor', 'card',
+           'machine']
 
 # %% ../../nbs/6_measure/09_cost.ipynb #0daf90d0
 import os
@@ -29,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..config import DiTConfig, RunConfig, TrainConfig, VAEConfig, pick_device, stream
 from ..learn.baseline_losses import baseline_loss
-from ..learn.losses import Loss, stage1_loss, stage2_loss
+from ..learn.losses import Loss, refit_loss, stage1_loss, stage2_loss
 from ..learn.parallel import autocast
 from ..model.baselines import Baseline, make_baseline
 from ..model.cola import ColaDLM
@@ -106,10 +107,10 @@ def joint_share(config: TrainConfig) -> float:  # of stage 2
 # %% ../../nbs/6_measure/09_cost.ipynb #25c54a25
 def stage_config(
     run: RunConfig,
-    stage: str,      # "stage1" or "stage2"
+    stage: str,      # "stage1", "stage2" or "refit"
 ) -> TrainConfig:
     "Return the settings of a stage."
-    return run.stage1 if stage == "stage1" else run.stage2
+    return getattr(run, stage)
 
 # %% ../../nbs/6_measure/09_cost.ipynb #b640fa25
 def keeps_reference(run: RunConfig) -> bool:
@@ -119,7 +120,7 @@ def keeps_reference(run: RunConfig) -> bool:
 # %% ../../nbs/6_measure/09_cost.ipynb #58f97a3f
 class StageLoss(NamedTuple):
     "One of the losses that a run trains."
-    stage: str               # "stage1" or "stage2"; a rival has the second alone
+    stage: str               # "stage1", "stage2" or "refit"; a rival has the second alone
     share: float             # of the stage's steps
     model: nn.Module
     loss: Callable[..., Loss]  # (model, ids, valid, generator)
@@ -141,6 +142,18 @@ def prior_losses(
             losses.append(StageLoss("stage2", vae_share * guess_share, model, loss))
     return losses
 
+def refit_losses(
+    run: RunConfig,
+    config: VAEConfig,     # with the vocabulary's size
+) -> list[StageLoss]:
+    "Return the kind of step that the decoder's training takes; none without it."
+    if run.refit is None:
+        return []
+    model = ColaDLM(config, run.dit).requires_grad_(False)
+    model.vae.decoder.requires_grad_(True)
+    loss = partial(refit_loss, config=run.flow, solve=run.refit.solve)
+    return [StageLoss("refit", 1.0, model, loss)]
+
 def stage_losses(
     run: RunConfig,
     vocab_size: int,
@@ -152,7 +165,7 @@ def stage_losses(
     config = run.vae.replace(vocab_size=vocab_size)
     stage1 = float(run.stage2.strategy != "scratch")
     losses = [StageLoss("stage1", stage1, ColaDLM(config), partial(stage1_loss, config=run.flow))]
-    return [entry for entry in losses + prior_losses(run, config) if entry.share]
+    return [entry for entry in losses + prior_losses(run, config) + refit_losses(run, config) if entry.share]
 
 # %% ../../nbs/6_measure/09_cost.ipynb #e988e678
 def flops_per_token(

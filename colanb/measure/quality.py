@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORD', 'UNKNOWN', 'SHOWN', 'quality_parser', 'Opening', 'openings', 'known_words', 'inner_words', 'distinct',
-           'real_words', 'continuation_outcomes', 'measure_continuations', 'continue_openings', 'sampler_changes',
-           'json_numbers', 'print_measures', 'main']
+           'real_words', 'continuation_outcomes', 'measure_continuations', 'continue_openings', 'repeated_word',
+           'last_words', 'sampler_changes', 'json_numbers', 'print_measures', 'main']
 
 # %% ../../nbs/6_measure/11_quality.ipynb #7c0900ec
 import sys
@@ -47,6 +47,7 @@ from ..config import command, nan_to_null
 from ..generate.sample import TextSampler
 from .baseline_likelihood import text_likelihood
 from .estimators import Estimate, mean_interval
+from .tasks import Item
 from ..model.baselines import AR
 from ..model.folders import open_model
 from ..release.sampler import sampler_for
@@ -185,6 +186,43 @@ def continue_openings(
         for generation in sampler.generate(prompts, seeds):
             texts.append(generation.tokens or [tokenizer.eos_id])
     return texts
+
+# %% ../../nbs/6_measure/11_quality.ipynb #7a5a67d7
+def repeated_word(
+    text: str,
+    before: int = 40,   # words of the passage, at least
+) -> tuple[str, str] | None:   # the passage and its last word
+    "Find the last word of a text that its passage has had already; None if there is none."
+    words = list(WORD.finditer(text))
+    for place in range(len(words) - 1, before - 1, -1):
+        word = words[place]
+        long_and_whole = len(word.group()) >= 4 and text[word.start() - 1] == " "
+        if not long_and_whole or text[word.end():word.end() + 1] not in (*".,;:!?",):
+            continue
+        earlier = {found.group().lower() for found in words[:place]}
+        if word.group().lower() in earlier:
+            return text[:word.start() - 1], word.group()
+    return None
+
+# %% ../../nbs/6_measure/11_quality.ipynb #fdffc2cb
+def last_words(
+    corpus: Corpus,
+    count: int,            # at most
+    split: str = "test",
+) -> list[Item]:
+    "Make items out of a split; each says its chance."
+    items = []
+    sequences = corpus.split(split)
+    for index in range(len(sequences)):
+        text = corpus.tokenizer.decode(np.asarray(sequences[index]).tolist())
+        found = repeated_word(text)
+        if found is None:
+            continue
+        passage, word = found
+        candidates = {other.lower() for other in WORD.findall(passage) if len(other) >= 4}
+        items.append(Item(id=f"{split}-{index}", prompt=passage, answer=word, chance=1 / len(candidates)))
+    chosen = np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)
+    return [items[place] for place in chosen]
 
 # %% ../../nbs/6_measure/11_quality.ipynb #05b6a877
 def sampler_changes(

@@ -74,7 +74,7 @@ def _dit_file(folder: Path, ema: bool | None) -> Path | None:   # None: a model 
         raise ValueError(f"{folder} holds no dit_ema.safetensors: it was trained with stage2.ema=0")
     last = folder / "dit.safetensors"
     chosen = last if ema is False and last.exists() else prior_weights(folder)
-    if chosen is None and read_training(folder).get("stage") == "prior":
+    if chosen is None and read_training(folder).get("stage") in ("prior", "refit"):
         raise ValueError(f"{folder} holds no {last.name}, though it is of stage 2: copy it again, or train again")
     return chosen
 
