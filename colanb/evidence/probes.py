@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ..config import ODEConfig, RunConfig, stream
 from .scores import adherence, priced_stories, rank_options, row, testbed_of, text_nats
-from ..generate.baselines import make_sampler
 from ..measure.latents import text_latents
 from ..measure.likelihood import likelihood, log_weights
 from ..measure.tasks import Item
@@ -28,6 +27,7 @@ from ..measure.text_likelihood import TextScorer, Texts, known_texts, text_strea
 from ..model.baselines import Baseline
 from ..model.cola import ColaDLM
 from ..model.vae import TextVAE
+from ..release.sampler import sampler_for
 from ..text.corpus import Corpus
 
 # %% ../../nbs/7_evidence/03_probes.ipynb #7cdd6922
@@ -294,7 +294,7 @@ def continued(
     testbed = testbed_of(at.run)
     if testbed is None:
         return []
-    sampler = make_sampler(at.model, at.corpus.tokenizer, at.run.sampling())
+    sampler = sampler_for(at.model, at.corpus.tokenizer, at.run.sampling())
     block = at.run.dit.block_size * at.run.vae.patch_size
     rows = adherence(sampler, testbed, stories, tokens, block, 100, at.seed, at.setting)
     agreeing = []

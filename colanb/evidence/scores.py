@@ -582,7 +582,7 @@ def last_word_rows(
     "Ask a model and the judge for last words."
     if not reader.last_words:
         return []
-    judge = make_sampler(reader.judge, sampler.tokenizer, SampleConfig())
+    judge = sampler_for(reader.judge, sampler.tokenizer, SampleConfig())
     asked = batch_size, seed, setting
     return [last_word_row(reader, sampler, *asked), last_word_row(reader, judge, *asked, "judge last_word")]
 
