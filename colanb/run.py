@@ -391,7 +391,7 @@ def fan_out(
     if "{seed}" not in out:
         raise ValueError(f"out={out!r} needs {{seed}} in it, or the seeds would overwrite each other")
     workers = min(workers, len(seeds))
-    environment = seed_environment(workers)
+    environment = seed_environment(workers) | {"COLANB_ONE_OF_SEEDS": "1"}
 
     def run_seed(seed: int) -> int:
         if number := stopping():
@@ -471,11 +471,12 @@ def main(
     asked = parser_of_run().parse_args(argv)
     notebook, out, params = asked.notebook, asked.out, dict(asked.params)
     is_stage = "DVC_ROOT" in os.environ
+    replaces = is_stage and "COLANB_ONE_OF_SEEDS" not in os.environ   # seeds fill a folder that their parent replaces
     if is_stage:
         end_with_parent(os.getppid())
     if os.environ.get("COLANB_PORTABLE") == "1":
         os.environ.update(PORTABLE)   # kernels inherit it
-    with forward_stops() as stopping, replacing(params) if is_stage else nullcontext(params) as params:
+    with forward_stops() as stopping, replacing(params) if replaces else nullcontext(params) as params:
         run_typed(notebook, out, params, stopping)
     return 0
 

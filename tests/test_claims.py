@@ -8,7 +8,8 @@ import pytest
 
 from colanb.config import load_profile
 from colanb.evidence import claims
-from colanb.evidence.claims import Check, Claim, Claims, jackknife, judge_claim, seed_table, seeds_to_decide
+from colanb.evidence.claims import Check, Claim, Claims, chosen, criterion_text, field_value, jackknife, judge_claim, read_claims
+from colanb.evidence.claims import seed_table, seeds_to_decide
 from colanb.evidence.store import FIELDS, plan_of, run_text, settings_of, units_of
 
 QUICK = load_profile(name="quick")
@@ -43,7 +44,7 @@ def store(tmp_path):
 def judged(store, checks, seeds=8, measures=None, **more):
     profile, place = store
     claim = Claim(text="x", paper="y", study="made", metric="a", seeds=seeds, checks=checks, **more)
-    rules = Claims(profile=profile.name, measures=measures or {}, claims={"X1": claim})
+    rules = Claims(profile=profile.name, since="2026-01-01", measures=measures or {}, claims={"X1": claim})
     return judge_claim("X1", rules, profile, place)
 
 
@@ -101,6 +102,34 @@ def test_what_cannot_be_read_is_undecided_with_the_reason(store):
     profile, place = store
     nothing = judge_claim("X1", Claims(profile="x", claims={"X1": Claim(text="x", paper="y", untested="too small")}), profile, place)
     assert (nothing.verdict, nothing.note) == ("NT", "too small")
+
+
+def test_a_draft_judges_nothing(store):
+    profile, place = store
+    claim = Claim(text="x", paper="y", study="made", metric="a", checks=[contrast({"d_latent": 16}, {"d_latent": 4}, where=PLAIN)])
+    found = judge_claim("X1", Claims(profile="x", claims={"X1": claim}), profile, place)
+    assert found.verdict == "U" and "draft" in found.note
+
+
+RULES = read_claims()
+
+
+@pytest.mark.parametrize("name", [name for name, claim in RULES.claims.items() if claim.checks])
+def test_rules_ask_for_runs_that_the_profile_has(name):
+    "Every arm of every check is a run, a budget or a way of sampling of its study, and the study has the seeds."
+    profile, claim = load_profile(name=RULES.profile), RULES.claims[name]
+    for check in claim.checks:
+        study = profile.studies[check.study or claim.study]
+        assert claim.seeds <= len(study.seeds or profile.seeds)
+        settings = []
+        for _, run in profile.study_runs(check.study or claim.study):
+            for setting in study.settings:
+                settings.append({field: field_value({"run": settings_of(run)}, setting, field) for field in check.fields()})
+        index = pd.MultiIndex.from_frame(pd.DataFrame(settings, columns=check.fields()).drop_duplicates())
+        kept = index[chosen(index, check.where)]
+        for arm in (*check.plus, *check.minus): assert chosen(kept, arm).any()
+        for field in (check.along, check.over): assert field is None or len(set(kept.get_level_values(field))) >= 3
+        assert criterion_text(check, check.metric or claim.metric)
 
 
 def test_measures_are_averages_of_metrics(store):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['campaign_parser', 'Place', 'few_steps', 'shrink_run', 'code_fingerprint', 'train_unit', 'keep_run', 'run_unit',
            'run_campaign', 'prepared_key', 'corpus_keys', 'Status', 'status_of', 'vocabulary_size', 'flops_of',
-           'measured_rate', 'expected_hours', 'local_place', 'prepare_needs', 'status_text', 'progress_text',
-           'train_missing', 'main']
+           'measured_rate', 'expected_hours', 'local_place', 'prepare_needs', 'counts_text', 'status_text',
+           'progress_text', 'train_missing', 'main']
 
 # %% ../../nbs/7_evidence/07_campaign.ipynb #fccb432c
 import sys
@@ -41,6 +41,7 @@ import shutil
 import signal
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
@@ -339,13 +340,19 @@ def prepare_needs(units: Sequence[Unit], profile: Profile, place: Place) -> None
         run_stages(judge.parent.name, int(judge.name), profile.name, "rival")
 
 # %% ../../nbs/7_evidence/07_campaign.ipynb #573e1c91
+def counts_text(counts: dict[int, int]) -> str:   # counts: runs by seed
+    "Say how many runs of which seeds there are; many seeds with equally many in one word."
+    if len(counts) > 3 and len(set(counts.values())) == 1:
+        each = next(iter(counts.values()))
+        return f"{each} of each of {len(counts)} seeds"
+    return ", ".join(f"{count} of seed {seed}" for seed, count in sorted(counts.items()))
+
 def status_text(status: Status, hours: float | None) -> str:
     "Say what is there and what is missing, by study."
     lines = []
     for study in dict.fromkeys(unit.study for unit in status.missing):
-        seeds = [unit.seed for unit in status.missing if unit.study == study]
-        counts = ", ".join(f"{seeds.count(seed)} of seed {seed}" for seed in sorted(set(seeds)))
-        lines.append(f"{study}: missing {counts}")
+        counts = Counter(unit.seed for unit in status.missing if unit.study == study)
+        lines.append(f"{study}: missing {counts_text(counts)}")
     length = "unknown: no run was finished on this device" if hours is None else f"about {hours:.1f}"
     lines.append(f"{len(status.found)} runs are there, {len(status.missing)} missing; hours: {length}")
     other = len(status.made_by_other_code())

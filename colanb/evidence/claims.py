@@ -6,9 +6,9 @@
 __all__ = ['Filter', 'Rule', 'CLAIMS', 'UNKNOWN', 'jackknife', 'chosen', 'arm_score', 'contrast', 'ratio', 'score_curve', 'slope',
            'peak', 'peak_slope', 'side', 'Check', 'Claim', 'Measure', 'Claims', 'read_claims', 'field_value', 'at_step',
            'seed_table', 'arms_text', 'what_text', 'criterion_text', 'seeds_to_decide', 'Finding', 'no_room',
-           'judge_scores', 'claim_outcomes', 'judge_claim']
+           'judge_scores', 'claim_outcomes', 'about_claim', 'judge_claim']
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #f7dddcd8
+# %% ../../nbs/7_evidence/09_claims.ipynb #6af2d866
 import math
 from collections.abc import Callable
 from itertools import product
@@ -27,7 +27,7 @@ from .report import Verdict
 from .store import STORE, study_records
 from ..measure.estimators import Estimate, mean_interval
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #a07e365d
+# %% ../../nbs/7_evidence/09_claims.ipynb #7947fa0d
 def jackknife(
     statistic: Callable[[pd.Series], float],   # of mean scores by setting
     scores: pd.DataFrame,                      # settings x seeds, at least two of them
@@ -49,7 +49,7 @@ def jackknife(
     shift = whole - spread.value   # the interval stands around the number itself
     return spread._replace(value=whole, low=spread.low + shift, high=spread.high + shift)
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #b44186fd
+# %% ../../nbs/7_evidence/09_claims.ipynb #5368e2ea
 Filter = dict[str, Any]   # field -> its value, or a list of values
 
 def chosen(
@@ -69,7 +69,7 @@ def arm_score(means: pd.Series, arm: Filter) -> float:
     "Average the scores of the settings that a filter chooses."
     return float(means[chosen(means.index, arm)].mean())
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #33d72d26
+# %% ../../nbs/7_evidence/09_claims.ipynb #7a08331b
 def contrast(means: pd.Series, plus: list[Filter], minus: list[Filter]) -> float:
     "Compute the sum of some arms less that of others."
     return sum(arm_score(means, arm) for arm in plus) - sum(arm_score(means, arm) for arm in minus)
@@ -79,7 +79,7 @@ def ratio(means: pd.Series, plus: list[Filter], minus: list[Filter]) -> float:
     below = sum(arm_score(means, arm) for arm in minus)
     return sum(arm_score(means, arm) for arm in plus) / below if below else math.nan
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #d88a8226
+# %% ../../nbs/7_evidence/09_claims.ipynb #52017aee
 def score_curve(
     means: pd.Series,
     along: str,        # a field
@@ -109,7 +109,7 @@ def peak_slope(means: pd.Series, along: str, over: str) -> float:
         return math.nan
     return float(np.polyfit(np.log(values), places, 1)[0])
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #692ca902
+# %% ../../nbs/7_evidence/09_claims.ipynb #4d553a96
 Rule = Literal["more", "not less", "less", "not more", "near"]
 
 def side(
@@ -133,7 +133,7 @@ def side(
         return "NR" if high < margin else "R" if low > 0 else "U"
     return "R" if low > -margin else "NR" if high < 0 else "U"
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #3364e79a
+# %% ../../nbs/7_evidence/09_claims.ipynb #f976e6f2
 class Check(Config):
     "One number of a study's scores, and how it must stand to a value."
     statistic: Literal["contrast", "ratio", "slope", "peak", "peak_slope"]
@@ -187,7 +187,7 @@ class Check(Config):
             return peak(kept, self.along)
         return peak_slope(kept, self.along, self.over)
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #fc7a61a7
+# %% ../../nbs/7_evidence/09_claims.ipynb #31015aba
 class Claim(Config):
     "A claim of the paper, and how it is judged."
     text: str
@@ -205,7 +205,7 @@ class Claim(Config):
             raise ValueError("give either checks or the reason why it is untested")
         return self
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #59a30878
+# %% ../../nbs/7_evidence/09_claims.ipynb #0d731c61
 class Measure(Config):
     "What a name in the rules stands for."
     metrics: list[str] = Field(min_length=1)   # averaged
@@ -215,6 +215,7 @@ class Measure(Config):
 class Claims(Config):
     "All claims that are judged by scores of trained models, in the order of their ids."
     profile: str                        # whose studies are counted
+    since: str = ""                     # day from which the rules are in force; empty: a draft, which judges nothing
     measures: dict[str, Measure] = {}   # other names are those of metrics
     claims: dict[str, Claim]
     amendments: list[str] = []          # what was changed after the first commit: date, claim, reason
@@ -225,7 +226,7 @@ def read_claims(path: Path = CLAIMS) -> Claims:
     "Read the rules; raise `ValueError` with a line for each wrong value."
     return Claims.read(YAML(typ="safe", pure=True).load(path.read_text()), where=path.name)
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #e6bd2ef6
+# %% ../../nbs/7_evidence/09_claims.ipynb #ac15c40a
 def field_value(
     record: dict[str, Any],   # a result file
     row: dict[str, Any],      # one of its rows
@@ -250,7 +251,7 @@ def at_step(row: dict[str, Any], last: int, fields: list[str]) -> bool:
     "Tell whether a row is of a step, and of a way of sampling, that is asked for."
     return "step" in fields or row.get("step", last) == last
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #92edb6a6
+# %% ../../nbs/7_evidence/09_claims.ipynb #6dd09297
 def seed_table(
     profile: Profile,
     study: str,
@@ -272,7 +273,7 @@ def seed_table(
     table = pd.DataFrame(kept).groupby([*fields, "seed"]).value.mean().unstack("seed")
     return table.dropna(axis=1)
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #3bf669a6
+# %% ../../nbs/7_evidence/09_claims.ipynb #d52e2e23
 def arms_text(arms: list[Filter]) -> str:
     "Say settings in words."
     named = []
@@ -301,7 +302,7 @@ def criterion_text(check: Check, metric: str) -> str:
     than = "" if check.rule == "near" else " than"
     return f"{what_text(check, metric)}{where}: {check.rule}{than} {check.than:g} (margin {check.margin:g})"
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #7293fc3f
+# %% ../../nbs/7_evidence/09_claims.ipynb #462fb479
 def seeds_to_decide(found: Estimate, margin: float, level: float = 0.95) -> int:
     "Estimate how many seeds make the interval as narrow as the margin; at most 1000."
     spread = found.se * math.sqrt(found.n)
@@ -311,7 +312,7 @@ def seeds_to_decide(found: Estimate, margin: float, level: float = 0.95) -> int:
             return seeds
     return 1000
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #6aa9e683
+# %% ../../nbs/7_evidence/09_claims.ipynb #1a6d9350
 class Finding(NamedTuple):
     "What a check found."
     found: Estimate
@@ -355,7 +356,7 @@ def judge_scores(
         return Finding(found, "U", "the curve has no peak")
     return Finding(found, "U", f"about {seeds_to_decide(found, check.margin)} seeds would decide")
 
-# %% ../../nbs/7_evidence/09_claims.ipynb #1ef6341c
+# %% ../../nbs/7_evidence/09_claims.ipynb #15bdf6dd
 def claim_outcomes(
     claim: Claim,
     rules: Claims,
@@ -371,6 +372,16 @@ def claim_outcomes(
         outcomes.append(judge_scores(check, scores, measure, claim.seeds, len(claim.checks)))
     return outcomes
 
+def about_claim(name: str, claim: Claim) -> dict[str, str]:   # fields of a `Verdict`
+    "Say a claim and its criterion in words."
+    words = [criterion_text(check, check.metric or claim.metric) for check in claim.checks]
+    return {
+        "claim": name,
+        "text": claim.text,
+        "paper": claim.paper,
+        "criterion": "; ".join(words) or "none",
+    }
+
 def judge_claim(
     name: str,
     rules: Claims,
@@ -379,15 +390,11 @@ def judge_claim(
 ) -> Verdict:
     "Judge a claim by its rules."
     claim = rules.claims[name]
-    words = [criterion_text(check, check.metric or claim.metric) for check in claim.checks]
-    about = {
-        "claim": name,
-        "text": claim.text,
-        "paper": claim.paper,
-        "criterion": "; ".join(words) or "none",
-    }
+    about = about_claim(name, claim)
     if claim.untested:
         return Verdict(ours="not tested", verdict="NT", note=claim.untested, **about)
+    if not rules.since:
+        return Verdict(ours="not judged", verdict="U", note="the rules are a draft that waits for the pilot", **about)
     try:
         outcomes = claim_outcomes(claim, rules, profile, store)
     except ValueError as error:
