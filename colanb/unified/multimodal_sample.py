@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..config import SampleConfig, stream
 from ..generate.sample import (
-    OnStep, SolverStep, as_seeds, choose_tokens, noise_stream, solver_times, take_steps)
+    OnStep, SolverStep, as_seeds, choose_tokens, solver_times, take_steps)
 from ..measure.density import VelocityField
 from ..model.cache import KVCache
 from ..model.vae import Posterior
@@ -311,7 +311,7 @@ class SegmentSampler:
         "Draw standard normal noise, a stream for each item."
         config = self.configs[modality]
         shape = self.prior.shape(modality)
-        streams = [noise_stream(config, seed, modality, *place) for seed in seeds]
+        streams = [stream(config.seed, seed, modality, *place) for seed in seeds]
         noises = [torch.randn(shape, generator=own) for own in streams]
         return torch.stack(noises).to(self.prior.device)
 

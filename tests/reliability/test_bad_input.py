@@ -37,7 +37,7 @@ TINY, FOUND = read_params()["tiny"], []
 PARAMETERS = [
     ("seeds", [], ("seeds", "at least")), ("seeds", ["one"], ("seeds", "integer")), ("workers", 0, ("workers", ">= 1")), ("main", "huge", ("main='huge'", "choose from study, tiny")),
     ("wrokers", 2, ("wrokers", "did you mean 'workers'")), ("slugs", ["rq7"], ("slugs='rq7'", "choose from")), ("studied", ["small"], ("studied='small'", "tiny")), ("sampled", "sweeps", ("sampled='sweeps'", "runs, sampling")),
-    ("corpora.tiny.source", "web", ("corpora.tiny.source='web'", "testbed, text, hf")), ("corpora.tiny.level", "giant", ("level='giant'", "micro, tiny, small, base")),
+    ("corpora.tiny.source", "web", ("corpora.tiny.source='web'", "testbed, text, hf")), ("corpora.tiny.level", "giant", ("level='giant'", "micro, long, tiny, small, base")),
     ("corpora.tiny.seq_len", 1, ("seq_len=1", "> 1")), ("corpora.tiny.seq_len", 98, ("data.seq_len=98", "patch_size*block_size=4")), ("corpora.tiny.packing", "loose", ("packing='loose'", "whole, split")),
     ("corpora.tiny.story_fraction", 1.5, ("story_fraction=1.5", "<= 1")), ("corpora.tiny.documents", 0, ("documents=0", "> 0")), ("corpora.tiny.source", "text", ("data.path is empty", "folder, file or glob")),
     ("corpora.tiny.source", "hf", ("data.dataset is empty", "name")), ("vaes.tiny.corpus", "books", ("vaes.tiny.corpus='books'", "choose from")), ("priors.tiny.vae", "other", ("priors.tiny.vae='other'", "choose from tiny")),
