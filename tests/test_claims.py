@@ -147,6 +147,8 @@ def test_several_checks_need_a_stricter_no():
     check = Check(statistic="contrast", plus=[{"arm": "p"}], minus=[{"arm": "q"}], rule="more", margin=0.65)
     assert claims.side(jackknife(check.value, scores), "more", 0, 0.65) == "NR"
     assert claims.side(jackknife(check.value, scores, 1 - 0.05 / 8), "more", 0, 0.65) == "U"
+    one, eight = (claims.judge_scores(check, scores, claims.Measure(metrics=["a"]), 8, checks).verdict for checks in (1, 8))
+    assert (one, eight) == ("NR", "U")
 
 
 def test_seeds_to_decide_makes_the_interval_as_narrow_as_the_margin():

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['Filter', 'Rule', 'CLAIMS', 'UNKNOWN', 'jackknife', 'chosen', 'arm_score', 'contrast', 'ratio', 'score_curve', 'slope',
            'peak', 'peak_slope', 'side', 'Check', 'Claim', 'Measure', 'Claims', 'read_claims', 'field_value', 'at_step',
-           'seed_table', 'arms_text', 'what_text', 'criterion_text', 'seeds_to_decide', 'Finding', 'no_room',
-           'judge_scores', 'claim_outcomes', 'about_claim', 'judge_claim']
+           'seed_table', 'arms_text', 'what_text', 'criterion_text', 'at_level', 'seeds_to_decide', 'Finding',
+           'no_room', 'judge_scores', 'claim_outcomes', 'about_claim', 'judge_claim']
 
 # %% ../../nbs/7_evidence/09_claims.ipynb #6af2d866
 import math
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +22,7 @@ from ruamel.yaml import YAML
 from scipy import stats
 
 from ..config import Config, Count, Profile, ROOT
-from .report import Verdict
+from .report import Verdict, seed_scores
 from .store import STORE, study_records
 from ..measure.estimators import Estimate, mean_interval
 
@@ -248,7 +247,7 @@ def field_value(
     return "none" if value is None else value
 
 def at_step(row: dict[str, Any], last: int, fields: list[str]) -> bool:
-    "Tell whether a row is of a step, and of a way of sampling, that is asked for."
+    "Tell whether a row is of a step that is asked for."
     return "step" in fields or row.get("step", last) == last
 
 # %% ../../nbs/7_evidence/09_claims.ipynb #6dd09297
@@ -267,11 +266,10 @@ def seed_table(
             if row["metric"] not in metrics or not at_step(row, last, fields):
                 continue
             setting = {field: field_value(record, row, field) for field in fields}
-            kept.append({**setting, "seed": unit.seed, "value": row["value"]})
+            kept.append({**setting, "seed": unit.seed, "metric": row["metric"], "value": row["value"]})
     if not kept:
         raise ValueError(f"study {study} measures none of {metrics}")
-    table = pd.DataFrame(kept).groupby([*fields, "seed"]).value.mean().unstack("seed")
-    return table.dropna(axis=1)
+    return seed_scores(pd.DataFrame(kept), fields, metrics)
 
 # %% ../../nbs/7_evidence/09_claims.ipynb #d52e2e23
 def arms_text(arms: list[Filter]) -> str:
@@ -303,6 +301,11 @@ def criterion_text(check: Check, metric: str) -> str:
     return f"{what_text(check, metric)}{where}: {check.rule}{than} {check.than:g} (margin {check.margin:g})"
 
 # %% ../../nbs/7_evidence/09_claims.ipynb #462fb479
+def at_level(found: Estimate, level: float) -> Estimate:
+    "Give a number the interval of another level."
+    half_width = float(stats.t.ppf((1 + level) / 2, found.n - 1)) * found.se
+    return found._replace(low=found.value - half_width, high=found.value + half_width)
+
 def seeds_to_decide(found: Estimate, margin: float, level: float = 0.95) -> int:
     "Estimate how many seeds make the interval as narrow as the margin; at most 1000."
     spread = found.se * math.sqrt(found.n)
@@ -347,7 +350,7 @@ def judge_scores(
     limit = no_room(check, scores, measure)
     if limit:
         return Finding(found, "U", limit)
-    strict = jackknife(check.value, scores, 1 - 0.05 / checks)
+    strict = at_level(found, 1 - 0.05 / checks)
     rule = (check.rule, check.than, check.margin)
     verdict = side(found, *rule)
     if verdict == "R" or side(strict, *rule) == "NR":
