@@ -143,9 +143,10 @@ def test_rules_ask_for_runs_that_the_profile_has(name):
 
 def test_measures_are_averages_of_metrics(store):
     profile, place = store
-    both = seed_table(profile, "made", ["a", "b"], ["d_latent"], place)
-    one = seed_table(profile, "made", ["a"], ["d_latent"], place)
+    both = seed_table(profile, "made", claims.Measure(metrics=["a", "b"]), ["d_latent"], place)
+    one = seed_table(profile, "made", claims.Measure(metrics=["a"]), ["d_latent"], place)
     assert np.allclose(both - one, 0.1)
+    assert np.allclose(seed_table(profile, "made", claims.Measure(metrics=["a"], spread=True), ["d_latent"], place), 0)   # one outcome each
     named = judged(store, [contrast({"d_latent": 16}, {"d_latent": 4}, where=PLAIN, metric="both")], measures={"both": {"metrics": ["a", "b"]}})
     assert named.verdict == "R"
 

@@ -111,7 +111,8 @@ def peak_slope(means: pd.Series, along: str, over: str) -> float:
 def correlation(means: pd.Series) -> float:   # by setting and `measure`: score, against
     "Correlate two measures over settings."
     both = means.unstack("measure")
-    return float(both["score"].corr(both["against"]))
+    score, against = both["score"], both["against"]
+    return float(score.corr(against))
 
 # %% ../../nbs/7_evidence/09_claims.ipynb #4d553a96
 Rule = Literal["more", "not less", "less", "not more", "near"]
@@ -217,6 +218,7 @@ class Claim(Config):
 class Measure(Config):
     "What a name in the rules stands for."
     metrics: list[str] = Field(min_length=1)   # averaged
+    spread: bool = False                       # the standard deviation over items or tokens, not their mean
     low: float | None = None                   # at or below it nothing has been learned
     high: float | None = None                  # at or above it nothing is left to learn
 
@@ -263,7 +265,7 @@ def at_step(row: dict[str, Any], last: int, fields: list[str]) -> bool:
 def seed_table(
     profile: Profile,
     study: str,
-    metrics: list[str],     # averaged
+    measure: Measure,
     fields: list[str],      # by which settings are told apart
     store: Path = STORE,
 ) -> pd.DataFrame:          # settings x seeds
@@ -272,13 +274,14 @@ def seed_table(
     for unit, record in study_records(profile, study, store):
         last = record["run"]["stage2"]["steps"]
         for row in record["rows"]:
-            if row["metric"] not in metrics or not at_step(row, last, fields):
+            if row["metric"] not in measure.metrics or not at_step(row, last, fields):
                 continue
+            value = float(np.std(row["outcomes"])) if measure.spread else row["value"]
             setting = {field: field_value(record, row, field) for field in fields}
-            kept.append({**setting, "seed": unit.seed, "metric": row["metric"], "value": row["value"]})
+            kept.append({**setting, "seed": unit.seed, "metric": row["metric"], "value": value})
     if not kept:
-        raise ValueError(f"study {study} measures none of {metrics}")
-    return seed_scores(pd.DataFrame(kept), fields, metrics)
+        raise ValueError(f"study {study} measures none of {measure.metrics}")
+    return seed_scores(pd.DataFrame(kept), fields, measure.metrics)
 
 # %% ../../nbs/7_evidence/09_claims.ipynb #d52e2e23
 def arms_text(arms: list[Filter]) -> str:
@@ -309,7 +312,8 @@ def criterion_text(check: Check, metric: str) -> str:
     "Say a check in words."
     where = f", at {arms_text([check.where])}" if check.where else ""
     than = "" if check.rule == "near" else " than"
-    return f"{what_text(check, metric)}{where}: {check.rule}{than} {check.than:g} (margin {check.margin:g})"
+    what = what_text(check, metric)
+    return f"{what}{where}: {check.rule}{than} {check.than:g} (margin {check.margin:g})"
 
 # %% ../../nbs/7_evidence/09_claims.ipynb #462fb479
 def at_level(found: Estimate, level: float) -> Estimate:
@@ -382,7 +386,7 @@ def claim_outcomes(
     def scores_of(check: Check, metric: str) -> tuple[Measure, pd.DataFrame]:
         measure = rules.measures.get(metric) or Measure(metrics=[metric])
         study = check.study or claim.study
-        scores = seed_table(profile, study, measure.metrics, check.fields(), store)
+        scores = seed_table(profile, study, measure, check.fields(), store)
         return measure, scores
 
     outcomes = []
@@ -424,6 +428,7 @@ def judge_claim(
         return Verdict(ours="no results yet", verdict="U", note=str(error), **about)
     verdicts = {outcome.verdict for outcome in outcomes}
     verdict = next(kind for kind in ("NR", "U", "R") if kind in verdicts)
-    ours = "; ".join(str(outcome.found) for outcome in outcomes)
+    founds = [str(outcome.found) for outcome in outcomes]
+    ours = "; ".join(founds)
     limits = [outcome.limit for outcome in outcomes if outcome.limit and outcome.verdict == verdict]
     return Verdict(ours=ours, verdict=verdict, note="; ".join(dict.fromkeys(limits)), **about)

@@ -211,9 +211,7 @@ def hits(
     at: Moment,
     draws: int = 8,   # of the posterior and of the prior
 ) -> list[dict]:
-    """Measure decoder, posterior and prior hits, and the likelihood's parts, of single tokens of a Cola DLM.
-
-    `prior_spread` is the standard deviation of the prior's hits over tokens."""
+    "Measure decoder, posterior and prior hits, and the likelihood's parts, of single tokens of a Cola DLM."
     if isinstance(at.model, Baseline):
         return []
     ode = ODEConfig(method="midpoint", steps=8, divergence="rademacher")
@@ -224,9 +222,8 @@ def hits(
     x = scorer.texts(openings, prompt_lengths, at.corpus.tokenizer.pad_id)
     truth = torch.tensor([ids[-1] for ids in openings])
     shares = token_shares(scorer, x, truth, draws, generator)
-    spread = {"prior_spread": [float(np.std(shares["prior_hit"]))]}
     nats = token_parts(scorer, x, at.seed)
-    return metric_rows(at, shares | spread, "proportion") + metric_rows(at, nats, "nats/token")
+    return metric_rows(at, shares, "proportion") + metric_rows(at, nats, "nats/token")
 
 # %% ../../nbs/7_evidence/03_probes.ipynb #05cd72ac
 def ranked(

@@ -116,7 +116,8 @@ class Watch:
         setting = {"step": step}
         self.rows += self.scores(model, setting)
         generation = time.process_time() - began
-        self.rows += self.costs(setting, training, generation)
+        if step > 0:
+            self.rows += self.costs(setting, training, generation)
         if isinstance(model, ColaDLM):
             plain = reconstruction(model, self.corpus, [0.0], self.seed, split="validation")
             self.rows += [{**measured, **setting} for measured in plain]
