@@ -478,7 +478,7 @@ class FlowConfig(Config):
 # %% ../nbs/00_config.ipynb #fb736938
 NOT_DECISIVE = {   # fields of a `TrainConfig`
     "seconds", "wanted_steps", "compiled", "recompute", "accumulate",
-    "log_every", "eval_every", "save_every", "save_seconds", "keep_latest",
+    "log_every", "eval_every", "eval_first", "save_every", "save_seconds", "keep_latest",
 }
 
 # %% ../nbs/00_config.ipynb #cc9b27cc
@@ -510,6 +510,7 @@ class TrainConfig(Config):
     compiled: bool = False              # compile the blocks: steps a tenth faster, half a minute more at the start
     log_every: Count = 50
     eval_every: Count = 500
+    eval_first: bool = False            # evaluate before the first step too
     save_every: Count = 500             # steps between resume checkpoints
     save_seconds: NonNegativeFloat = 60.0   # seconds after which one is due in any case; 0: count steps alone
     keep_latest: Count = 2              # resume checkpoints that are kept
@@ -740,7 +741,7 @@ def text_run(
 
 # %% ../nbs/00_config.ipynb #ea012a8a
 TaskName = Literal["lambada", "squad", "story_cloze", "mmlu", "obqa", "race", "siqa", "hellaswag"]
-ProbeName = Literal["geometry", "drift", "hits", "ranked", "priced", "parity", "continued"]
+ProbeName = Literal["geometry", "drift", "hits", "ranked", "priced", "parity", "continued", "cut"]
 
 # %% ../nbs/00_config.ipynb #6322b34d
 class TaskConfig(Config):
@@ -780,6 +781,7 @@ class StudyConfig(Config):
     texts: NonNegativeInt = 60             # unconditional texts
     settings: list[dict[str, Any]] = Field([{}], min_length=1)     # changes to the run's SampleConfig at the last step
     probes: list[ProbeName] = []           # what else is measured
+    looks: Count = 32                      # tokens that the probe `hits` looks at
 
 # %% ../nbs/00_config.ipynb #2c57a009
 def vary(
@@ -917,9 +919,10 @@ def wrong_studies(profile: Profile) -> Iterator[str]:
         for _, run in runs:
             stage = run.stage2
             missed |= {step for step in study.checkpoints if step % stage.eval_every or step > stage.steps}
+            missed |= set() if stage.eval_first else {0} & {*study.checkpoints}
         if missed:
             yield (f"studies.{name}.checkpoints={sorted(missed)}: "
-                   "must be multiples of stage2.eval_every up to stage2.steps")
+                   "must be multiples of stage2.eval_every up to stage2.steps, and 0 only with stage2.eval_first")
 
 # %% ../nbs/00_config.ipynb #bd82f7c2
 def wrong_settings(profile: Profile) -> Iterator[str]:

@@ -69,6 +69,13 @@ def test_pairs_by_seed_and_decides_both_ways(store):
     assert open_one.verdict == "U" and "seeds would decide" in open_one.note
 
 
+def test_correlation_of_two_measures(store):
+    same = {"statistic": "correlation", "along": "d_latent", "metric": "a", "against": "b", "where": PLAIN, "rule": "more", "than": 0.9, "margin": 0.05}
+    assert judged(store, [same]).verdict == "R"                  # b is a, moved
+    assert judged(store, [{**same, "rule": "less", "than": 0.5}]).verdict == "NR"
+    with pytest.raises(ValueError, match="needs along, against"): Check(statistic="correlation", rule="more", margin=0.1)
+
+
 def test_peaks_slopes_ratios_and_steps(store):
     peak = {"statistic": "peak", "along": "flow.loc", "where": PLAIN, "rule": "near", "than": 1.0, "margin": 0.1}
     assert judged(store, [peak]).verdict == "R"
@@ -123,7 +130,9 @@ def test_rules_ask_for_runs_that_the_profile_has(name):
         assert claim.seeds <= len(study.seeds or profile.seeds)
         settings = []
         for _, run in profile.study_runs(check.study or claim.study):
-            for setting in study.settings:
+            steps = [{"step": step} for step in study.checkpoints] if "step" in check.fields() else []
+            for setting in (*study.settings, *steps):
+                if "step" in check.fields() and "step" not in setting: continue
                 settings.append({field: field_value({"run": settings_of(run)}, setting, field) for field in check.fields()})
         index = pd.MultiIndex.from_frame(pd.DataFrame(settings, columns=check.fields()).drop_duplicates())
         kept = index[chosen(index, check.where)]
@@ -134,9 +143,10 @@ def test_rules_ask_for_runs_that_the_profile_has(name):
 
 def test_measures_are_averages_of_metrics(store):
     profile, place = store
-    both = seed_table(profile, "made", ["a", "b"], ["d_latent"], place)
-    one = seed_table(profile, "made", ["a"], ["d_latent"], place)
+    both = seed_table(profile, "made", claims.Measure(metrics=["a", "b"]), ["d_latent"], place)
+    one = seed_table(profile, "made", claims.Measure(metrics=["a"]), ["d_latent"], place)
     assert np.allclose(both - one, 0.1)
+    assert np.allclose(seed_table(profile, "made", claims.Measure(metrics=["a"], spread=True), ["d_latent"], place), 0)   # one outcome each
     named = judged(store, [contrast({"d_latent": 16}, {"d_latent": 4}, where=PLAIN, metric="both")], measures={"both": {"metrics": ["a", "b"]}})
     assert named.verdict == "R"
 

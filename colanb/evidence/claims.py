@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Filter', 'Rule', 'CLAIMS', 'UNKNOWN', 'jackknife', 'chosen', 'arm_score', 'contrast', 'ratio', 'score_curve', 'slope',
-           'peak', 'peak_slope', 'side', 'Check', 'Claim', 'Measure', 'Claims', 'read_claims', 'field_value', 'at_step',
-           'seed_table', 'arms_text', 'what_text', 'criterion_text', 'at_level', 'seeds_to_decide', 'Finding',
-           'no_room', 'judge_scores', 'claim_outcomes', 'about_claim', 'judge_claim']
+           'peak', 'peak_slope', 'correlation', 'side', 'Check', 'Claim', 'Measure', 'Claims', 'read_claims',
+           'field_value', 'at_step', 'seed_table', 'arms_text', 'what_text', 'criterion_text', 'at_level',
+           'seeds_to_decide', 'Finding', 'no_room', 'judge_scores', 'claim_outcomes', 'about_claim', 'judge_claim']
 
 # %% ../../nbs/7_evidence/09_claims.ipynb #6af2d866
 import math
@@ -108,6 +108,12 @@ def peak_slope(means: pd.Series, along: str, over: str) -> float:
         return math.nan
     return float(np.polyfit(np.log(values), places, 1)[0])
 
+def correlation(means: pd.Series) -> float:   # by setting and `measure`: score, against
+    "Correlate two measures over settings."
+    both = means.unstack("measure")
+    score, against = both["score"], both["against"]
+    return float(score.corr(against))
+
 # %% ../../nbs/7_evidence/09_claims.ipynb #4d553a96
 Rule = Literal["more", "not less", "less", "not more", "near"]
 
@@ -135,14 +141,15 @@ def side(
 # %% ../../nbs/7_evidence/09_claims.ipynb #f976e6f2
 class Check(Config):
     "One number of a study's scores, and how it must stand to a value."
-    statistic: Literal["contrast", "ratio", "slope", "peak", "peak_slope"]
+    statistic: Literal["contrast", "ratio", "slope", "peak", "peak_slope", "correlation"]
     plus: list[Filter] = []       # of a contrast or ratio
     minus: list[Filter] = []
-    along: str | None = None      # field of a slope or peak
+    along: str | None = None      # field of a slope, a peak or a correlation
     over: str | None = None       # field of a peak's slope
     where: Filter = {}            # the settings that count
     study: str | None = None      # None: that of the claim
     metric: str | None = None     # None: that of the claim
+    against: str | None = None    # the other metric of a correlation
     rule: Rule
     than: float = 0.0
     margin: PositiveFloat
@@ -155,6 +162,7 @@ class Check(Config):
             "slope": ["along"],
             "peak": ["along"],
             "peak_slope": ["along", "over"],
+            "correlation": ["along", "against"],
         }
         missing = [name for name in needs[self.statistic] if not getattr(self, name)]
         if missing:
@@ -184,6 +192,8 @@ class Check(Config):
             return slope(kept, self.along)
         if self.statistic == "peak":
             return peak(kept, self.along)
+        if self.statistic == "correlation":
+            return correlation(kept)
         return peak_slope(kept, self.along, self.over)
 
 # %% ../../nbs/7_evidence/09_claims.ipynb #31015aba
@@ -208,6 +218,7 @@ class Claim(Config):
 class Measure(Config):
     "What a name in the rules stands for."
     metrics: list[str] = Field(min_length=1)   # averaged
+    spread: bool = False                       # the standard deviation over items or tokens, not their mean
     low: float | None = None                   # at or below it nothing has been learned
     high: float | None = None                  # at or above it nothing is left to learn
 
@@ -254,7 +265,7 @@ def at_step(row: dict[str, Any], last: int, fields: list[str]) -> bool:
 def seed_table(
     profile: Profile,
     study: str,
-    metrics: list[str],     # averaged
+    measure: Measure,
     fields: list[str],      # by which settings are told apart
     store: Path = STORE,
 ) -> pd.DataFrame:          # settings x seeds
@@ -263,13 +274,14 @@ def seed_table(
     for unit, record in study_records(profile, study, store):
         last = record["run"]["stage2"]["steps"]
         for row in record["rows"]:
-            if row["metric"] not in metrics or not at_step(row, last, fields):
+            if row["metric"] not in measure.metrics or not at_step(row, last, fields):
                 continue
+            value = float(np.std(row["outcomes"])) if measure.spread else row["value"]
             setting = {field: field_value(record, row, field) for field in fields}
-            kept.append({**setting, "seed": unit.seed, "metric": row["metric"], "value": row["value"]})
+            kept.append({**setting, "seed": unit.seed, "metric": row["metric"], "value": value})
     if not kept:
-        raise ValueError(f"study {study} measures none of {metrics}")
-    return seed_scores(pd.DataFrame(kept), fields, metrics)
+        raise ValueError(f"study {study} measures none of {measure.metrics}")
+    return seed_scores(pd.DataFrame(kept), fields, measure.metrics)
 
 # %% ../../nbs/7_evidence/09_claims.ipynb #d52e2e23
 def arms_text(arms: list[Filter]) -> str:
@@ -287,6 +299,8 @@ def what_text(check: Check, metric: str) -> str:
         return f"{metric} of {plus} less that of {minus}" if minus else f"{metric} of {plus}"
     if check.statistic == "ratio":
         return f"{metric} of {plus} over that of {minus}"
+    if check.statistic == "correlation":
+        return f"correlation of {metric} and {check.against} over {check.along}"
     top = f"{check.along} at the peak of {metric}"
     if check.statistic == "peak":
         return top
@@ -298,7 +312,8 @@ def criterion_text(check: Check, metric: str) -> str:
     "Say a check in words."
     where = f", at {arms_text([check.where])}" if check.where else ""
     than = "" if check.rule == "near" else " than"
-    return f"{what_text(check, metric)}{where}: {check.rule}{than} {check.than:g} (margin {check.margin:g})"
+    what = what_text(check, metric)
+    return f"{what}{where}: {check.rule}{than} {check.than:g} (margin {check.margin:g})"
 
 # %% ../../nbs/7_evidence/09_claims.ipynb #462fb479
 def at_level(found: Estimate, level: float) -> Estimate:
@@ -367,11 +382,20 @@ def claim_outcomes(
     store: Path = STORE,
 ) -> list[Finding]:
     "Carry out the checks of a claim."
+
+    def scores_of(check: Check, metric: str) -> tuple[Measure, pd.DataFrame]:
+        measure = rules.measures.get(metric) or Measure(metrics=[metric])
+        study = check.study or claim.study
+        scores = seed_table(profile, study, measure, check.fields(), store)
+        return measure, scores
+
     outcomes = []
     for check in claim.checks:
-        metric = check.metric or claim.metric
-        measure = rules.measures.get(metric) or Measure(metrics=[metric])
-        scores = seed_table(profile, check.study or claim.study, measure.metrics, check.fields(), store)
+        measure, scores = scores_of(check, check.metric or claim.metric)
+        if check.against:
+            _, others = scores_of(check, check.against)
+            scores = pd.concat({"score": scores, "against": others}, names=["measure"])
+            measure = Measure(metrics=measure.metrics)   # two measures have no floor in common
         outcomes.append(judge_scores(check, scores, measure, claim.seeds, len(claim.checks)))
     return outcomes
 
@@ -404,6 +428,7 @@ def judge_claim(
         return Verdict(ours="no results yet", verdict="U", note=str(error), **about)
     verdicts = {outcome.verdict for outcome in outcomes}
     verdict = next(kind for kind in ("NR", "U", "R") if kind in verdicts)
-    ours = "; ".join(str(outcome.found) for outcome in outcomes)
+    founds = [str(outcome.found) for outcome in outcomes]
+    ours = "; ".join(founds)
     limits = [outcome.limit for outcome in outcomes if outcome.limit and outcome.verdict == verdict]
     return Verdict(ours=ours, verdict=verdict, note="; ".join(dict.fromkeys(limits)), **about)

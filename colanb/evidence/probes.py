@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROBES', 'Moment', 'metric_rows', 'spectrum', 'common_latents', 'geometry', 'embedded', 'drift', 'cut_stories',
            'right_tokens', 'draw_prior', 'token_parts', 'token_shares', 'hits', 'ranked', 'cola_nats', 'priced',
-           'parity', 'continued']
+           'parity', 'continued', 'Cut', 'cut_anywhere', 'cut']
 
 # %% ../../nbs/7_evidence/03_probes.ipynb #787432ed
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 from ..config import ODEConfig, RunConfig, stream
-from .scores import adherence, priced_stories, rank_options, row, testbed_of, text_nats
+from .scores import adherence, continue_texts, priced_stories, rank_options, row, testbed_of, text_nats
 from ..measure.latents import text_latents
 from ..measure.likelihood import likelihood, log_weights
 from ..measure.tasks import Item
@@ -29,6 +29,7 @@ from ..model.cola import ColaDLM
 from ..model.vae import TextVAE
 from ..release.sampler import sampler_for
 from ..text.corpus import Corpus
+from ..text.testbed import Testbed
 
 # %% ../../nbs/7_evidence/03_probes.ipynb #7cdd6922
 class Moment(NamedTuple):
@@ -40,6 +41,7 @@ class Moment(NamedTuple):
     seed: int
     setting: dict[str, Any]        # what the run changes, and the step
     memory: dict[str, Any]         # what a probe keeps from one step of this run to the next
+    looks: int = 32                # tokens that `hits` looks at
 
 # %% ../../nbs/7_evidence/03_probes.ipynb #bd0cc1df
 def metric_rows(
@@ -207,8 +209,7 @@ def token_shares(
 @torch.no_grad()
 def hits(
     at: Moment,
-    tokens: int = 32,   # openings, of which one token each is looked at
-    draws: int = 8,     # of the posterior and of the prior
+    draws: int = 8,   # of the posterior and of the prior
 ) -> list[dict]:
     "Measure decoder, posterior and prior hits, and the likelihood's parts, of single tokens of a Cola DLM."
     if isinstance(at.model, Baseline):
@@ -216,7 +217,7 @@ def hits(
     ode = ODEConfig(method="midpoint", steps=8, divergence="rademacher")
     scorer = TextScorer(at.model, ode)
     generator = stream(at.seed, "hits")
-    openings = cut_stories(at.corpus, tokens, at.model.vae.config.patch_size)
+    openings = cut_stories(at.corpus, at.looks, at.model.vae.config.patch_size)
     prompt_lengths = [len(ids) - 1 for ids in openings]
     x = scorer.texts(openings, prompt_lengths, at.corpus.tokenizer.pad_id)
     truth = torch.tensor([ids[-1] for ids in openings])
@@ -302,6 +303,59 @@ def continued(
         agreeing += measured["outcomes"] if measured["metric"] == "agrees" else []
     return [*rows, row(at.seed, at.setting, "adherence", agreeing, "proportion")]
 
+# %% ../../nbs/7_evidence/03_probes.ipynb #256577bd
+class Cut(NamedTuple):
+    "A place in a story."
+    before: str   # whole sentences
+    begun: str    # words of the sentence that stands at the cut; none if it lies between sentences
+
+    def prompt(self) -> str:
+        "Write the story up to the cut."
+        return f"{self.before} {self.begun}".strip()
+
+
+def cut_anywhere(
+    testbed: Testbed,
+    count: int,
+    seed: int,
+) -> list[Cut]:
+    "Draw stories of the test split and cut each behind a word that does not end it."
+    rng = np.random.default_rng([seed, 78])
+    cuts = []
+    for text in testbed.documents(count, seed, "test", story_fraction=1.0):
+        words = text.split(" ")
+        place = int(rng.integers(1, len(words) - 1))
+        sentences = " ".join(words[:place]).split(" . ")
+        begun = sentences[-1]
+        if begun.endswith(" ."):
+            sentences.append("")
+            sentences[-2], begun = begun.removesuffix(" ."), ""
+        before = "".join(f"{sentence} . " for sentence in sentences[:-1])
+        cuts.append(Cut(before.strip(), begun))
+    return cuts
+
+# %% ../../nbs/7_evidence/03_probes.ipynb #41fc1aa0
+def cut(
+    at: Moment,
+    stories: int = 400,
+    tokens: int = 24,     # of a continuation, at most: longer than a sentence
+) -> list[dict]:          # empty where the language is not known
+    "Measure how often a sentence that is cut anywhere is finished well, for prompts of odd and of even length."
+    testbed = testbed_of(at.run)
+    if testbed is None:
+        return []
+    cuts = cut_anywhere(testbed, stories, 0)
+    prompts = [place.prompt() for place in cuts]
+    sampler = sampler_for(at.model, at.corpus.tokenizer, at.run.sampling())
+    written = continue_texts(sampler, prompts, list(range(stories)), 100, max_new_tokens=tokens)
+    outcomes = {"cut odd": [], "cut even": []}
+    for place, prompt, text in zip(cuts, prompts, written):
+        sentence, stop, _ = f"{place.begun} {text.strip()}".strip().partition(" .")
+        well = testbed.judge(sentence + stop, place.before).grammatical
+        length = len(at.corpus.tokenizer.encode(prompt))
+        outcomes["cut odd" if length % 2 else "cut even"].append(well)
+    return metric_rows(at, outcomes, "proportion")
+
 # %% ../../nbs/7_evidence/03_probes.ipynb #608ef8cf
 PROBES: dict[str, Callable[[Moment], list[dict]]] = {
     "geometry": geometry,
@@ -311,4 +365,5 @@ PROBES: dict[str, Callable[[Moment], list[dict]]] = {
     "priced": priced,
     "parity": parity,
     "continued": continued,
+    "cut": cut,
 }

@@ -116,11 +116,13 @@ class Watch:
         setting = {"step": step}
         self.rows += self.scores(model, setting)
         generation = time.process_time() - began
-        self.rows += self.costs(setting, training, generation)
+        if step > 0:
+            self.rows += self.costs(setting, training, generation)
         if isinstance(model, ColaDLM):
             plain = reconstruction(model, self.corpus, [0.0], self.seed, split="validation")
             self.rows += [{**measured, **setting} for measured in plain]
-        moment = Moment(self.run, model, self.corpus, self.exam.items, self.seed, setting, self.memory)
+        about = (self.exam.items, self.seed, setting, self.memory, self.study.looks)
+        moment = Moment(self.run, model, self.corpus, *about)
         for name in self.study.probes:
             self.rows += PROBES[name](moment)
         self.measuring += time.process_time() - began

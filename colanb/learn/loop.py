@@ -528,10 +528,17 @@ def _loop(
         if over:
             return
 
-def _work(run: _Run, *rest) -> None:   # rest: of `_loop`
+def _look_first(run: _Run, hooks: Hooks) -> None:
+    "Evaluate the model before its first step, if that is wanted."
+    if run.config.eval_first and hooks.on_eval and run.left.start == 0:
+        context = run.begin(0, hooks)
+        run.evaluate(hooks.on_eval, 0, context)
+
+def _work(run: _Run, batches, hooks: Hooks, *rest) -> None:   # of `_loop`
     "Train with a progress bar, on as many threads as fit the model."
     with run.bar, fitting_threads(run.model):
-        _loop(run, *rest)
+        _look_first(run, hooks)
+        _loop(run, batches, hooks, *rest)
 
 # %% ../../nbs/3_learn/08_loop.ipynb #182ababf
 def fit(
