@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROBES', 'Moment', 'metric_rows', 'spectrum', 'common_latents', 'geometry', 'embedded', 'drift', 'cut_stories',
            'right_tokens', 'draw_prior', 'token_parts', 'token_shares', 'hits', 'ranked', 'cola_nats', 'priced',
-           'parity', 'continued', 'Cut', 'cut_anywhere', 'cut']
+           'parity', 'continued', 'Cut', 'cut_anywhere', 'finish_cuts']
 
 # %% ../../nbs/7_evidence/03_probes.ipynb #787432ed
 from collections.abc import Callable
@@ -335,7 +335,7 @@ def cut_anywhere(
     return cuts
 
 # %% ../../nbs/7_evidence/03_probes.ipynb #41fc1aa0
-def cut(
+def finish_cuts(
     at: Moment,
     stories: int = 400,
     tokens: int = 24,     # of a continuation, at most: longer than a sentence
@@ -365,5 +365,5 @@ PROBES: dict[str, Callable[[Moment], list[dict]]] = {
     "priced": priced,
     "parity": parity,
     "continued": continued,
-    "cut": cut,
+    "cut": finish_cuts,
 }

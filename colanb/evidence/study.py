@@ -121,10 +121,9 @@ class Watch:
         if isinstance(model, ColaDLM):
             plain = reconstruction(model, self.corpus, [0.0], self.seed, split="validation")
             self.rows += [{**measured, **setting} for measured in plain]
-        about = (self.exam.items, self.seed, setting, self.memory, self.study.looks)
-        moment = Moment(self.run, model, self.corpus, *about)
+        at = Moment(self.run, model, self.corpus, self.exam.items, self.seed, setting, self.memory, self.study.looks)
         for name in self.study.probes:
-            self.rows += PROBES[name](moment)
+            self.rows += PROBES[name](at)
         self.measuring += time.process_time() - began
         return {}
 
