@@ -8,10 +8,10 @@ __all__ = ['rules', 'checked', 'skip_compiled', 'mark_own_bytecode', 'install']
 # %% ../nbs/02_typecheck.ipynb #8c17a9b8
 import sys
 from collections.abc import Callable
-from functools import lru_cache
-from importlib.util import cache_from_source
-from pathlib import Path
+from functools import lru_cache, partial
+from importlib.machinery import SourceFileLoader
 from typing import Any, Self
+from unittest.mock import patch
 
 import numpy as np
 
@@ -46,11 +46,16 @@ def skip_compiled() -> None:
 
 # %% ../nbs/02_typecheck.ipynb #3fc12385
 def mark_own_bytecode() -> None:
-    "Let other packages keep their bytecode where it is while a module of the library is imported."
+    "Give wrapped bytecode its name wherever a module of the library is read, and to nothing else."
     from jaxtyping import _import_hook as hook
-    marked, home = hook._optimized_cache_from_source, str(Path(__file__).parent)
-    hook._optimized_cache_from_source = lambda name, path, debug_override=None: (
-        marked(name, path, debug_override) if path.startswith(home) else cache_from_source(path, debug_override))
+
+    def get_code(self: SourceFileLoader, name: str) -> Any:
+        marked = partial(hook._optimized_cache_from_source, self._typechecker.get_hash())
+        with patch("importlib._bootstrap_external.cache_from_source", marked):
+            return SourceFileLoader.get_code(self, name)
+
+    hook._JaxtypingLoader.get_code = get_code
+    hook._JaxtypingLoader.exec_module = SourceFileLoader.exec_module   # asks `get_code`
 
 # %% ../nbs/02_typecheck.ipynb #3a51b5c6
 def install() -> None:

@@ -41,12 +41,24 @@ def test_a_process_reads_the_variable(setting, error):
     assert ("TypeCheckError" in done.stderr) == (error == "TypeCheckError")
 
 
-def test_other_packages_keep_their_bytecode():
+def bytecode(folder, *command):
+    "Run a command whose bytecode goes into a folder; what it wrote."
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | {"PYTHONPYCACHEPREFIX": str(folder)}
+    for checks in ("1", "0"):
+        subprocess.run([sys.executable, *command], cwd=ROOT, env=environment | {"COLANB_TYPECHECK": checks}, capture_output=True, check=True)
+    return [path.relative_to(folder) for path in folder.rglob("*.pyc")]
+
+
+def test_other_packages_keep_their_bytecode(tmp_path):
     "The library's modules are compiled with the checks; what they import is not compiled a second time, which takes seconds."
-    show = "import sys, colanb.run; print(*(name for name, m in sys.modules.items() if '.opt-jaxtyping' in (getattr(m, '__cached__', 0) or '')))"
-    done = subprocess.run([sys.executable, "-c", show], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "colanb.config" in done.stdout.split()
-    assert [name for name in done.stdout.split() if not name.startswith("colanb.")] == []
+    wrapped = [path for path in bytecode(tmp_path, "-c", "import colanb.config") if ".opt-jaxtyping" in path.name]
+    assert [path.name.partition(".")[0] for path in wrapped] == ["config"]
+
+
+def test_wrapped_bytecode_is_never_found_by_a_process_without_checks(tmp_path):
+    "Also that of a module that is run by its name, which such a process can still run."
+    kept = [path.name for path in bytecode(tmp_path, "-m", "colanb.lab.plan", "--help") if path.name.startswith("plan.")]
+    assert sorted(".opt-jaxtyping" in name for name in kept) == [False, True]
 
 
 def test_checks_need_no_pytorch():
