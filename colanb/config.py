@@ -741,7 +741,7 @@ def text_run(
 
 # %% ../nbs/00_config.ipynb #ea012a8a
 TaskName = Literal["lambada", "squad", "story_cloze", "mmlu", "obqa", "race", "siqa", "hellaswag"]
-ProbeName = Literal["geometry", "drift", "hits", "ranked", "priced", "parity", "continued", "cut"]
+ProbeName = Literal["geometry", "shape", "drift", "hits", "ranked", "priced", "parity", "continued", "cut"]
 
 # %% ../nbs/00_config.ipynb #6322b34d
 class TaskConfig(Config):
