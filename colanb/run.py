@@ -43,6 +43,7 @@ if __name__ == "__main__" and "__file__" in globals() and {"-h", "--help"} & {*s
 
 # %% ../nbs/01_run.ipynb #4611761c
 import ast
+import math
 import os
 import re
 import shutil
@@ -357,12 +358,16 @@ def forward_stops() -> Iterator[Callable[[], int]]:
 def end_with_parent(
     parent: int,            # process id
     interval: float = 0.5,  # seconds between two looks
+    grace: float = math.inf,   # seconds that SIGTERM may take; then it ends without being asked
 ) -> None:
     "Send this process SIGTERM when `parent` is no longer its parent."
     def watch():
         while os.getppid() == parent:
             time.sleep(interval)
         os.kill(os.getpid(), signal.SIGTERM)
+        if grace < math.inf:
+            time.sleep(grace)
+            os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
 

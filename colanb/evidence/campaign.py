@@ -50,7 +50,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from ..config import Profile, ROOT, RunConfig, TrainConfig, command, load_profile, pick_device
+from ..config import Profile, ROOT, RunConfig, StopSignal, TrainConfig, command, load_profile, pick_device
 from .scores import testbed_of
 from colanb.evidence.store import (
     STORE, Unit, find_run, index_text, known_corpora, plan_of, run_text, settings_of, units_of,
@@ -166,7 +166,7 @@ def _begin_worker(parent: int) -> None:
     "Let a worker end with its parent, leave Ctrl-C to it, and draw no bars: those of many processes cannot be read."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.stderr = open(os.devnull, "w")
-    end_with_parent(parent)
+    end_with_parent(parent, grace=1.0)   # nothing of a run is kept
 
 @contextmanager
 def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
@@ -426,6 +426,10 @@ def train_missing(
     return status_of(profile, place, corpora, studies, seeds, read)
 
 # %% ../../nbs/7_evidence/07_campaign.ipynb #051c2edb
+def _stop(number: int, frame: Any) -> None:
+    "End the campaign by an exception, which ends its workers."
+    raise StopSignal(number)
+
 @command(
     "colanb.evidence.campaign",
     interrupted="stopped; finished runs are kept, the others begin anew",
@@ -435,6 +439,7 @@ def main(
 ) -> int:                                # exit code
     "Run the command line `python -m colanb.evidence.campaign`."
     args = campaign_parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _stop)
     profile = load_profile(name=args.profile)
     seeds = [int(seed) for seed in args.seeds.split(",")] if args.seeds else None
     workers = args.workers or profile.workers
