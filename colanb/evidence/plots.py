@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OURS', 'PAPER', 'TRUTH', 'METHOD_COLORS', 'STRATEGY_COLORS', 'VERDICT_COLORS', 'TASK_NAMES', 'UNKNOWN', 'house_style',
-           'save_figure', 'panels', 'figure_legend', 'log_axis', 'mark_zeros', 'in_percent', 'curve', 'series',
-           'error_lengths', 'task_bars', 'seed_curve', 'flatten_rounding', 'learning_curves', 'number_text',
-           'interval_text', 'signed_text', 'markdown_table']
+           'save_figure', 'panels', 'figure_legend', 'log_axis', 'mark_zeros', 'is_empty', 'mark_empty', 'in_percent',
+           'curve', 'series', 'error_lengths', 'task_bars', 'seed_curve', 'flatten_rounding', 'learning_curves',
+           'number_text', 'interval_text', 'signed_text', 'markdown_table']
 
 # %% ../../nbs/7_evidence/01_plots.ipynb #ea494e72
 import math
@@ -151,6 +151,18 @@ def mark_zeros(
     for place in np.flatnonzero(zero) if ax.patches else []:
         ax.annotate(
             texts[place], (x[place], 0), (0, 3), textcoords="offset points", ha="center", fontsize=6.5, rotation=90)
+
+# %% ../../nbs/7_evidence/01_plots.ipynb #a28ee76f
+def is_empty(ax: Axes) -> bool:
+    "Tell whether nothing has been drawn but a grid and lines without points."
+    points = [line for line in ax.lines if len(line.get_xdata()) > 2]
+    return not points and not ax.patches and not any(len(part.get_offsets()) > 1 for part in ax.collections)
+
+def mark_empty(axes: Sequence[Axes]) -> None:
+    "Say in each empty panel that its runs are not there yet."
+    for ax in axes:
+        if is_empty(ax):
+            ax.text(0.5, 0.5, "no runs yet", transform=ax.transAxes, ha="center", color="grey")
 
 # %% ../../nbs/7_evidence/01_plots.ipynb #da32761a
 def in_percent(
