@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Filter', 'Rule', 'CLAIMS', 'UNKNOWN', 'jackknife', 'chosen', 'arm_score', 'contrast', 'ratio', 'score_curve', 'slope',
            'peak', 'peak_slope', 'correlation', 'side', 'InMargins', 'in_margins', 'Check', 'Claim', 'Measure',
-           'Claims', 'read_claims', 'field_value', 'at_step', 'seed_table', 'arm_means', 'study_means', 'arms_text',
-           'what_text', 'criterion_text', 'at_level', 'seeds_to_decide', 'Finding', 'no_room', 'judge_scores',
-           'claim_outcomes', 'about_claim', 'judge_claim', 'verdict_lines']
+           'Claims', 'read_claims', 'field_value', 'at_step', 'measured_rows', 'seed_table', 'arm_means', 'study_means',
+           'arms_text', 'what_text', 'criterion_text', 'at_level', 'seeds_to_decide', 'Finding', 'no_room',
+           'judge_scores', 'claim_outcomes', 'about_claim', 'judge_claim', 'verdict_lines']
 
 # %% ../../nbs/7_evidence/09_claims.ipynb #6af2d866
 import math
@@ -196,11 +196,11 @@ class Check(Config):
         named = [field for arm in arms for field in arm]
         return list(dict.fromkeys([*named, *filter(None, (self.along, self.over))]))
 
-    def used(self, means: pd.Series) -> pd.Series:
-        "Keep the scores that the check looks at."
-        kept = means[chosen(means.index, self.where)]
-        arms = [chosen(kept.index, arm) for arm in (*self.plus, *self.minus)]
-        return kept[np.any(arms, axis=0)] if arms else kept
+    def needs(self, index: pd.Index) -> Bool[np.ndarray, "settings"]:
+        "Tell which settings the check looks at."
+        kept = chosen(index, self.where)
+        arms = [kept & chosen(index, arm) for arm in (*self.plus, *self.minus)]
+        return np.any(arms, axis=0) if arms else kept
 
     def value(self, means: pd.Series) -> float:
         "Compute the number from mean scores by setting."
@@ -283,14 +283,14 @@ def at_step(row: dict[str, Any], last: int, fields: list[str]) -> bool:
     return "step" in fields or row.get("step", last) == last
 
 # %% ../../nbs/7_evidence/09_claims.ipynb #6dd09297
-def seed_table(
+def measured_rows(
     profile: Profile,
     study: str,
     measure: Measure,
     fields: list[str],      # by which settings are told apart
     store: Path = STORE,
-) -> pd.DataFrame:          # settings x seeds
-    "Read the scores of a study by setting and seed; raise `ValueError` if results are missing."
+) -> pd.DataFrame:          # columns of `fields`, seed, metric, value
+    "Read the scores of a study; raise `ValueError` if results are missing."
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "seeds .* are left out")   # a verdict says how many are done
         records = study_records(profile, study, store)
@@ -305,7 +305,21 @@ def seed_table(
             kept.append({**setting, "seed": unit.seed, "metric": row["metric"], "value": value})
     if not kept:
         raise ValueError(f"study {study} measures none of {measure.metrics}")
-    return seed_scores(pd.DataFrame(kept), fields, measure.metrics)
+    return pd.DataFrame(kept)
+
+def seed_table(
+    profile: Profile,
+    study: str,
+    measure: Measure,
+    fields: list[str],      # by which settings are told apart
+    store: Path = STORE,
+    check: Check | None = None,   # the one that needs the scores; None: all settings are needed
+) -> pd.DataFrame:          # settings x seeds
+    "Arrange the scores of a study by setting and seed; raise `ValueError` if results are missing."
+    rows = measured_rows(profile, study, measure, fields, store)
+    if check is not None:
+        rows = rows[check.needs(pd.MultiIndex.from_frame(rows[fields]))]
+    return seed_scores(rows, fields, measure.metrics)
 
 # %% ../../nbs/7_evidence/09_claims.ipynb #1f131ea8
 def arm_means(
@@ -332,12 +346,14 @@ def study_means(
     asked = rules.measures.get(measure) or Measure(metrics=[measure])
     columns = [*fields, "value", "low", "high", "seeds"]
     try:
-        scores = seed_table(profile, study, asked, fields, store)
+        rows = measured_rows(profile, study, asked, fields, store)
     except ValueError as error:
         if "have no results" not in str(error):
             raise
         return pd.DataFrame(columns=columns, dtype=float)
-    return arm_means(scores)[columns]
+    seeds = rows.groupby(fields).seed.transform("nunique")
+    whole = rows[seeds == seeds.max()]   # a model that writes no story at all has no score of its stories
+    return arm_means(seed_scores(whole, fields, asked.metrics))[columns]
 
 # %% ../../nbs/7_evidence/09_claims.ipynb #d52e2e23
 def arms_text(arms: list[Filter]) -> str:
@@ -397,7 +413,7 @@ UNKNOWN = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
 
 def no_room(check: Check, scores: pd.DataFrame, measure: Measure) -> str:
     "Say where scores lie if they cannot differ: all at the floor or all at the ceiling; empty if they can."
-    used = check.used(scores.mean(axis=1))
+    used = scores.mean(axis=1)[check.needs(scores.index)]
     if measure.low is not None and used.max() <= measure.low:
         return f"all scores are at the floor (at most {used.max():.3f})"
     if measure.high is not None and used.min() >= measure.high:
@@ -442,7 +458,7 @@ def claim_outcomes(
     def scores_of(check: Check, metric: str) -> tuple[Measure, pd.DataFrame]:
         measure = rules.measures.get(metric) or Measure(metrics=[metric])
         study = check.study or claim.study
-        scores = seed_table(profile, study, measure, check.fields(), store)
+        scores = seed_table(profile, study, measure, check.fields(), store, check)
         return measure, scores
 
     outcomes = []
