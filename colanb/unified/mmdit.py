@@ -751,7 +751,7 @@ def task_terms(
     if target.text is not None:
         error = (found.text.float() - target.text).square().mean(-1)
         counted = batch.counts()
-        parts["text"] = error[counted[rows]].sum() / counted.sum()
+        parts["text"] = error[counted[rows]].sum() / counted.sum().clamp(min=1)
     if target.image is not None:
         error = (found.image.float() - target.image).square().mean((1, 2))
         parts["image"] = error.sum() / len(batch.image)
