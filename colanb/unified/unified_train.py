@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'PairsConfig', 'UnifiedRun', 'PairRows', 'draw_rows', 'corpus_of', 'pair_corpus', 'instruction',
-           'text_corpus', 'train_vaes', 'Autoencoders', 'task_latents', 'draw_kind', 'unified_loss',
-           'unified_validation', 'read_unified_run', 'unified_settings', 'unified_record', 'load_vaes', 'train_unified',
-           'UnifiedModel', 'load_unified']
+           'text_corpus', 'train_vaes', 'Autoencoders', 'load_vaes', 'task_latents', 'draw_kind', 'unified_loss',
+           'measured_kind', 'unified_validation', 'read_unified_run', 'unified_settings', 'unified_record',
+           'train_unified', 'UnifiedModel', 'load_unified']
 
-# %% ../../nbs/9_unified/05_unified_train.ipynb #256e8676
+# %% ../../nbs/9_unified/05_unified_train.ipynb #3f36a247
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -38,11 +39,13 @@ from ..text.corpus import Corpus
 from ..text.testbed import SPLITS
 from ..text.tokenizer import Tokenizer
 from .image_vae import ImageVAE, load_image_vae, picture_corpus, picture_ids, pictures_of, train_image_vae
-from .mmdit import Latents, MMDiT, MMDiTConfig, TASKS, Task, UnifiedFlowConfig, draw_task, task_loss, task_terms
+from colanb.unified.mmdit import (
+    Latents, MMDiT, MMDiTConfig, TASKS, Task, UnifiedFlowConfig, draw_task, task_loss, task_terms,
+)
 from .multimodal_sample import Sampled, UnifiedSampler
 from .scenes import DESCRIBE, LENGTHS, Scenes, mosaic, read_caption, scene_tokenizer, token_rows
 
-# %% ../../nbs/9_unified/05_unified_train.ipynb #74e87916
+# %% ../../nbs/9_unified/05_unified_train.ipynb #9b325984
 class PairsConfig(Config):
     "Which captions, pictures and questions a unified model is trained on."
     level: Literal["micro", "full"] = "full"   # size of the world
@@ -51,7 +54,7 @@ class PairsConfig(Config):
     questions: Share = 0.5           # it2t: share of the steps with questions; the others ask for a caption
     seed: NonNegativeInt = 0         # of the pairs; which scenes are held out does not depend on it
 
-# %% ../../nbs/9_unified/05_unified_train.ipynb #41cfd844
+# %% ../../nbs/9_unified/05_unified_train.ipynb #21985c1c
 class UnifiedRun(Config):
     "Everything that makes one unified model of text and pictures (section 5.5)."
     name: str
@@ -88,12 +91,14 @@ class UnifiedRun(Config):
                 raise ValueError(f"patch_size*block_size={chunk} does not divide {kind}s of {LENGTHS[kind]} tokens")
         if self.vaes.vae.block_size != 1:
             raise ValueError(
-                f"vaes.vae.block_size={self.vaes.vae.block_size}: texts of several lengths need a causal VAE, so it must be 1")
+                f"vaes.vae.block_size={self.vaes.vae.block_size}: "
+                "texts of several lengths need a causal VAE, so it must be 1")
         if self.training.block_schedule:
-            raise ValueError(f"training.block_schedule={self.training.block_schedule}: a unified prior has one block size")
+            raise ValueError(
+                f"training.block_schedule={self.training.block_schedule}: a unified prior has one block size")
         return self
 
-# %% ../../nbs/9_unified/05_unified_train.ipynb #f9539105
+# %% ../../nbs/9_unified/05_unified_train.ipynb #4702803c
 class PairRows(NamedTuple):
     "The parts of training rows: tokens, and pixels as palette indices."
     caption: Int[Tensor, "b c"]
@@ -108,14 +113,14 @@ class PairRows(NamedTuple):
         texts = [LENGTHS[kind] for kind in ("caption", "caption", "question", "answer")]
         return cls(*rows.split([*texts, rows.shape[1] - sum(texts)], 1))
 
-# %% ../../nbs/9_unified/05_unified_train.ipynb #a9c45471
+# %% ../../nbs/9_unified/05_unified_train.ipynb #68889534
 def draw_rows(run: UnifiedRun, count: int, split: str) -> Int[Tensor, "b l"]:
     "Draw training rows of the scenes of a split."
     data = run.data
     world, open_world = (Scenes(data.level, partial) for partial in (False, True))
     rng = np.random.default_rng([data.seed, 1, SPLITS.index(split)])
     examples = world.draw(count, data.seed, split)
-    texts = {"caption": [], "said": [], "question": [], "answer": []}
+    texts = {name: [] for name in PairRows._fields[:-1]}
     for example in tqdm(examples, f"pairs, {split}", leave=False, delay=1):
         asked = world.ask(example.scene, rng)
         leaves_open = rng.random() < data.partial
@@ -123,9 +128,20 @@ def draw_rows(run: UnifiedRun, count: int, split: str) -> Int[Tensor, "b l"]:
         texts["said"].append(open_world.caption(example.scene, rng) if leaves_open else example.caption)
         texts["question"].append(asked.block)
         texts["answer"].append(asked.answer)
-    tokens = [token_rows(world.tokenizer, own, "caption" if kind == "said" else kind) for kind, own in texts.items()]
-    pixels = picture_ids(np.stack([example.picture for example in examples]), run.vaes.image)
-    return torch.cat([*tokens, pixels], 1)
+    return _as_rows(texts, np.stack([example.picture for example in examples]), run)
+
+
+def _as_rows(
+    texts: dict[str, list[str]],   # of each part, in the order of `PairRows`
+    pictures: Int[np.ndarray, "b side side"],
+    run: UnifiedRun,
+) -> Int[Tensor, "b l"]:
+    "Write texts and pictures as rows."
+    parts = []
+    for name, own in texts.items():
+        kind = "caption" if name == "said" else name
+        parts.append(token_rows(scene_tokenizer(), own, kind))
+    return torch.cat([*parts, picture_ids(pictures, run.vaes.image)], 1)
 
 
 def corpus_of(splits: dict[str, Int[Tensor, "_ l"]]) -> Corpus:
@@ -148,7 +164,7 @@ def pair_corpus(run: UnifiedRun) -> Corpus:
     sizes = {split: run.data.pairs if split == "train" else held_out for split in SPLITS}
     return corpus_of({split: draw_rows(run, size, split) for split, size in sizes.items()})
 
-# %% ../../nbs/9_unified/05_unified_train.ipynb #849b49ee
+# %% ../../nbs/9_unified/05_unified_train.ipynb #204f6699
 def instruction(tokenizer: Tokenizer, samples: int) -> Int[Tensor, "b q"]:
     "The tokens that ask for a caption."
     return token_rows(tokenizer, [DESCRIBE], "question").expand(samples, -1)
@@ -183,7 +199,7 @@ def train_vaes(
         "image": train_image_vae(run.vaes, pictures, out / "image", seed, device),
     }
 
-# %% ../../nbs/9_unified/05_unified_train.ipynb #ae27d27d
+# %% ../../nbs/9_unified/05_unified_train.ipynb #bc07e19a
 class Autoencoders(NamedTuple):
     "The two frozen VAEs."
     text: TextVAE
@@ -194,6 +210,24 @@ class Autoencoders(NamedTuple):
         return type(self)(*(vae.to(device).eval().requires_grad_(False) for vae in self))
 
 
+def _vae_file(folder: Path, modality: str) -> Path:
+    "Name the weights of a VAE; `ValueError` if it is missing."
+    path = folder / ("vae.safetensors" if modality == "text" else "image_vae.safetensors")
+    if not path.exists():
+        raise ValueError(f"the {modality} VAE is missing: {folder} holds no {path.name}; train it first, by train_vaes")
+    return path
+
+
+def load_vaes(folder: Path | str, device: str = "cpu") -> Autoencoders:   # that holds `text` and `image`
+    "Open both VAEs, frozen; `ValueError` if one is missing."
+    folder = Path(folder)
+    for modality in ("text", "image"):
+        _vae_file(folder / modality, modality)
+    _, model, _ = load_model(folder / "text")
+    _, image, _ = load_image_vae(folder / "image")
+    return Autoencoders(model.vae, image).frozen(device)
+
+# %% ../../nbs/9_unified/05_unified_train.ipynb #8ff50f6b
 def _drawn(q: Posterior, generator: torch.Generator) -> Tensor:
     return q.sample(generator).clone()   # the network's input may not be a tensor of inference
 
@@ -225,7 +259,7 @@ def task_latents(
         counted = says_all.expand(text.shape[:2])
     return Latents(text, image, counted=counted)
 
-# %% ../../nbs/9_unified/05_unified_train.ipynb #17648860
+# %% ../../nbs/9_unified/05_unified_train.ipynb #d0d3d796
 def draw_kind(run: UnifiedRun, generator: torch.Generator) -> tuple[Task, bool]:
     "Draw the task of a step, and whether it asks questions."
     task = draw_task(run.flow, generator)
@@ -247,7 +281,24 @@ def unified_loss(
 
     return loss_fn
 
-# %% ../../nbs/9_unified/05_unified_train.ipynb #6f04c6bd
+# %% ../../nbs/9_unified/05_unified_train.ipynb #50f8cac9
+def measured_kind(
+    model: MMDiT,
+    run: UnifiedRun,
+    vaes: Autoencoders,
+    ids: Int[Tensor, "b l"],
+    task: Task,
+    asked: bool,           # it2t: questions in place of captions
+) -> dict[str, float]:
+    "Measure the losses of a task on some rows, with the same noise each time."
+    device = str(model.kinds.device)
+    generator = stream("validation", task, asked, device=device)
+    batch = task_latents(vaes, PairRows.of(ids.to(device)), task, asked, generator, scene_tokenizer())
+    terms = task_terms(model, task, batch, run.flow, generator)
+    name = f"{task}_question" if asked else task
+    return {f"val_{name}_{part}": float(value) for part, value in terms.items()}
+
+
 def unified_validation(
     run: UnifiedRun,
     vaes: Autoencoders,
@@ -255,26 +306,19 @@ def unified_validation(
     count: int = 256,      # held-out pairs at most
 ) -> Callable[[nn.Module, int, StepContext], dict[str, float]]:   # for `fit`
     "Make the measurement of validation losses."
-    kinds = []
-    for task, weight in zip(TASKS, run.flow.weights):
-        if weight:
-            kinds += [(task, asked) for asked in ((False, True) if task == "it2t" else (False,))]
     ids = torch.from_numpy(pairs.split("validation")[:count]).long()
 
     def measure(model: nn.Module, step: int, context: StepContext) -> dict[str, float]:
-        device = str(next(model.parameters()).device)
         columns = {}
-        for task, asked in kinds:
-            generator = stream("validation", task, asked, device=device)
-            batch = task_latents(vaes, PairRows.of(ids.to(device)), task, asked, generator, pairs.tokenizer)
-            terms = task_terms(model, task, batch, run.flow, generator)
-            name = f"{task}_question" if asked else task
-            columns |= {f"val_{name}_{part}": float(value) for part, value in terms.items()}
+        for task, weight in zip(TASKS, run.flow.weights):
+            for asked in (False, True):
+                if weight and (task == "it2t" or not asked):
+                    columns |= measured_kind(model, run, vaes, ids, task, asked)
         return columns
 
     return measure
 
-# %% ../../nbs/9_unified/05_unified_train.ipynb #f66c6f63
+# %% ../../nbs/9_unified/05_unified_train.ipynb #89968c84
 WEIGHTS = "unified"   # file of the prior's weights
 
 
@@ -295,22 +339,18 @@ def read_unified_run(folder: Path | str) -> UnifiedRun:
 def unified_settings(run: UnifiedRun, record: dict[str, Any]) -> dict[str, Any]:   # record: what it is trained from
     "List all that decides what the prior learns, by name."
     values = run.model_dump(mode="json")
-    sections = {"prior": values["prior"], "flow": values["flow"], "training": run.training.decisive(),
-                "data": {"questions": run.data.questions}}
+    sections = {
+        "prior": values["prior"],
+        "flow": values["flow"],
+        "training": run.training.decisive(),
+        "data": {"questions": run.data.questions},
+    }
     settings = dict(record)
     for section, fields in sections.items():
         settings |= {f"{section}.{name}": value for name, value in fields.items()}
     return settings
 
-# %% ../../nbs/9_unified/05_unified_train.ipynb #c9ccfef1
-def _vae_file(folder: Path, modality: str) -> Path:
-    "Name the weights of a VAE; `ValueError` if it is missing."
-    path = folder / ("vae.safetensors" if modality == "text" else "image_vae.safetensors")
-    if not path.exists():
-        raise ValueError(f"the {modality} VAE is missing: {folder} holds no {path.name}; train it first, by train_vaes")
-    return path
-
-
+# %% ../../nbs/9_unified/05_unified_train.ipynb #c2ab2e7f
 def unified_record(pairs: Corpus, vaes: Path, seed: int) -> dict[str, Any]:   # vaes: folder of `text` and `image`
     "Note what a prior is trained from, beside its settings."
     record = {"stage": "unified", "seed": seed, "corpus": pairs.manifest["key"][:16]}
@@ -328,6 +368,7 @@ def _finished(out: Path, run: UnifiedRun, record: dict[str, Any]) -> pd.DataFram
     if changed:
         raise ValueError(
             f"{out} holds a model of another training: {changed}; give another folder, or again=True to replace it")
+    say(f"unified: {out} is trained already, with these settings, and stays as it is")
     return pd.read_csv(out / "log.csv", float_precision="round_trip")
 
 
@@ -345,18 +386,38 @@ def _write_unified(
         write_atomically(out / modality, partial(shutil.copytree, vaes / modality))
     write_atomically(out / "log.csv", partial(log.to_csv, index=False))
     write_text_atomically(out / "training.json", json.dumps(record, indent=1))
-    write_weights(out, {WEIGHTS: model})
+    with model.average.applied() if run.training.ema else nullcontext():
+        write_weights(out, {WEIGHTS: model})
     write_text_atomically(out / "run.json", run.model_dump_json(indent=1))
 
-# %% ../../nbs/9_unified/05_unified_train.ipynb #47df8ea3
-def load_vaes(folder: Path | str, device: str = "cpu") -> Autoencoders:   # that holds `text` and `image`
-    "Open both VAEs, frozen; `ValueError` if one is missing."
-    folder = Path(folder)
-    for modality in ("text", "image"):
-        _vae_file(folder / modality, modality)
-    _, model, _ = load_model(folder / "text")
-    _, image, _ = load_image_vae(folder / "image")
-    return Autoencoders(model.vae, image).frozen(device)
+# %% ../../nbs/9_unified/05_unified_train.ipynb #ed8c4447
+def _fit_unified(
+    model: MMDiT,
+    run: UnifiedRun,
+    pairs: Corpus,
+    vaes: Autoencoders,
+    scratch: Path,
+    record: dict[str, Any],
+    until: int | None,
+) -> pd.DataFrame:
+    "Train in the project's loop."
+    pad_id = pairs.tokenizer.pad_id
+    batches = pairs.batches("train", run.training.batch_size, record["seed"])
+    with exclusive(scratch):
+        parameters = sum(p.numel() for p in model.parameters())
+        say(f"unified: {parameters:,} parameters, {run.training.steps:,} steps")
+        return fit(
+            model,
+            unified_loss(run, vaes, pairs.tokenizer),
+            batches,
+            run.training,
+            scratch,
+            record["seed"],
+            on_eval=unified_validation(run, vaes, pairs),
+            pad_id=pad_id,
+            label="unified",
+            until=until,
+            settings=unified_settings(run, record))
 
 
 def train_unified(
@@ -374,46 +435,21 @@ def train_unified(
     record = unified_record(pairs, vaes, seed)
     log = None if again else _finished(out, run, record)
     if log is not None:
-        say(f"unified: {out} is trained already, with these settings, and stays as it is")
         return log
     device = device or pick_device()
-    frozen = load_vaes(vaes, device)
     torch.manual_seed(seed)
     model = MMDiT(run.prior).to(device)
-    scratch = out / "resume"
-    with exclusive(scratch):
-        say(f"unified: {sum(p.numel() for p in model.parameters()):,} parameters, {run.training.steps:,} steps")
-        batches = pairs.batches("train", run.training.batch_size, seed)
-        log = fit(
-            model, unified_loss(run, frozen, pairs.tokenizer), batches, run.training, scratch, seed,
-            on_eval=unified_validation(run, frozen, pairs), pad_id=pairs.tokenizer.pad_id, label="unified", until=until,
-            settings=unified_settings(run, record))
-    return _end(out, model, run, vaes, log, record, scratch)
-
-
-def _end(
-    out: Path,
-    model: MMDiT,
-    run: UnifiedRun,
-    vaes: Path,
-    log: pd.DataFrame,
-    record: dict[str, Any],
-    scratch: Path,
-) -> pd.DataFrame | None:
-    "Write what is finished."
-    if run.training.seconds is None and log.step.max() < run.training.steps:
+    log = _fit_unified(model, run, pairs, load_vaes(vaes, device), out / "resume", record, until)
+    stopped = until is not None and log.step.max() <= until < run.training.steps
+    if stopped:
         return None
     if current_group().main:
-        if run.training.ema:
-            with model.average.applied():
-                _write_unified(out, model, run, vaes, log, record)
-        else:
-            _write_unified(out, model, run, vaes, log, record)
-        drop_scratch(scratch)
+        _write_unified(out, model, run, vaes, log, record)
+        drop_scratch(out / "resume")
     current_group().wait()
     return log
 
-# %% ../../nbs/9_unified/05_unified_train.ipynb #98ee007f
+# %% ../../nbs/9_unified/05_unified_train.ipynb #8836de78
 def _in_chunks(
     draw: Callable[[slice], list],   # results of a stretch of the items
     count: int,
@@ -482,14 +518,15 @@ class UnifiedModel:
         pictures: Sequence[np.ndarray],             # palette indices
         questions: Sequence[str] | None = None,     # None: captions are asked for
     ) -> list[str]:
-        "Write captions of pictures, or answers to questions on them; `ValueError` for what is no picture or no question."
+        "Caption pictures, or answer questions on them; `ValueError` for what is no picture or no question."
         kind = "caption" if questions is None else "answer"
         pixels = picture_ids(np.stack(list(pictures)), self.run.vaes.image).to(self.prior.kinds.device)
         prompts = self._tokens([DESCRIBE] * len(pixels) if questions is None else questions, "question")
 
         def run(part):
             blocks = LENGTHS[kind] // self.block
-            return self._texts(self.sampler.describe(seeds[part], list(pixels[part]), blocks, list(prompts[part])))
+            described = self.sampler.describe(seeds[part], list(pixels[part]), blocks, list(prompts[part]))
+            return self._texts(described)
 
         return _in_chunks(run, len(seeds), self.batch_size, f"{kind}s")
 
@@ -499,7 +536,9 @@ class UnifiedModel:
     ) -> list[tuple[str, np.ndarray]]:
         "Draw pairs of a caption and a picture."
         def run(part):
-            prompts = list(self._tokens([DESCRIBE] * len(seeds[part]), "question")) if order == "image first" else None
+            prompts = None
+            if order == "image first":
+                prompts = list(self._tokens([DESCRIBE] * len(seeds[part]), "question"))
             sampled = self.sampler.both(seeds[part], LENGTHS["caption"] // self.block, order, prompts)
             return list(zip(self._texts(sampled), self._pictures(sampled)))
 
