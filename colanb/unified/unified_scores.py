@@ -10,7 +10,7 @@ __all__ = ['Outcomes', 'BLANK', 'SCORERS', 'Sample', 'UnifiedExam', 'unified_exa
            'picture_from_text', 'drawn_samples', 'described_samples', 'answered_samples', 'paired_samples',
            'samples_of']
 
-# %% ../../nbs/9_unified/07_unified_scores.ipynb #aeac2523
+# %% ../../nbs/9_unified/07_unified_scores.ipynb #72384c9f
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -38,7 +38,7 @@ from colanb.unified.scenes import (
 from .unified_elbo import information_meter, pair_densities
 from .unified_train import UnifiedModel
 
-# %% ../../nbs/9_unified/07_unified_scores.ipynb #ee4417f7
+# %% ../../nbs/9_unified/07_unified_scores.ipynb #ea25842b
 class UnifiedExam(NamedTuple):
     "Held-out scenes and what is asked of them."
     world: Scenes                 # captions say everything
@@ -72,7 +72,7 @@ def unified_exam(
     questions = [world.ask(example.scene, rng) for example in examples]
     return UnifiedExam(world, open_world, examples, open_captions, questions)
 
-# %% ../../nbs/9_unified/07_unified_scores.ipynb #f28585f7
+# %% ../../nbs/9_unified/07_unified_scores.ipynb #fb28244d
 @cache
 def score_references(level: str) -> dict[str, Reference]:
     "Compute chance and best score of each metric."
@@ -99,7 +99,7 @@ def score_references(level: str) -> dict[str, Reference]:
         "answer, blank picture": Reference(asked.question_only, 1.0, 0.0),
     }
 
-# %% ../../nbs/9_unified/07_unified_scores.ipynb #ff18bb20
+# %% ../../nbs/9_unified/07_unified_scores.ipynb #09e6e33d
 def same_scenes(
     seen: Sequence[Sighting],
     scenes: Sequence[Scene],
@@ -134,7 +134,7 @@ def vae_ceilings(model: UnifiedModel, exam: UnifiedExam) -> dict[str, float]:
         "image first": captions * scenes,
     }
 
-# %% ../../nbs/9_unified/07_unified_scores.ipynb #de22d9dd
+# %% ../../nbs/9_unified/07_unified_scores.ipynb #c10363f7
 Outcomes = dict[str, Sequence[float]]   # metric -> one for each item
 
 
@@ -206,7 +206,7 @@ def score_open(
     distances = free_field_distances(exam.open_world, captions, drawn)
     return outcomes | {f"distance of free {field}": [value] for field, value in distances.items()}
 
-# %% ../../nbs/9_unified/07_unified_scores.ipynb #8938ddec
+# %% ../../nbs/9_unified/07_unified_scores.ipynb #849511b5
 BLANK = np.zeros((SIDE, SIDE), int)   # an empty day
 
 
@@ -285,7 +285,7 @@ def score_joint(
         outcomes[order] = agree
     return outcomes
 
-# %% ../../nbs/9_unified/07_unified_scores.ipynb #b98e1f3f
+# %% ../../nbs/9_unified/07_unified_scores.ipynb #b0f99822
 SCORERS = {   # what a model has to be trained on -> what can be asked
     ("t2t",): (score_alone,),
     ("t2i",): (score_full, score_open, score_null),
@@ -330,9 +330,9 @@ def score_unified(
             rows += _with_bounds(outcomes, references, ceilings, seed, setting)
     return rows
 
-# %% ../../nbs/9_unified/07_unified_scores.ipynb #4ff8eb48
+# %% ../../nbs/9_unified/07_unified_scores.ipynb #37922964
 class LearnedPrior:
-    "The densities of a trained prior, in nats."
+    "The densities of a trained prior, in nats; latents are flat."
     def __init__(self,
         model: MMDiT,
         prompt: Float[Tensor, "1 p d"],          # clean latents of the instruction that asks for a caption
@@ -346,24 +346,34 @@ class LearnedPrior:
         generator = stream("probes", *z.shape[1:], device=str(z.device))   # the same for both sides of a difference
         return flow_log_prob(field, z, self.ode, generator).log_prob
 
-    def log_text(self, z_text: Float[Tensor, "b n d"]) -> Float[Tensor, "b"]:
+    def _text(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b n c"]:
+        return z.unflatten(1, (-1, self.model.unified.dit.d_latent))
+
+    def _image(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b n c"]:
+        return z.unflatten(1, (-1, self.model.unified.image.d_latent))
+
+    def log_text(self, z_text: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
         "Return log p(z_t)."
-        return self._density(text_field(self.model, z_text), z_text)
+        text = self._text(z_text)
+        return self._density(text_field(self.model, text), text)
 
-    def log_image(self, z_image: Float[Tensor, "b i e"]) -> Float[Tensor, "b"]:
+    def log_image(self, z_image: Float[Tensor, "b e"]) -> Float[Tensor, "b"]:
         "Return log p(z_i)."
-        return self._density(image_field(self.model), z_image)
+        return self._density(image_field(self.model), self._image(z_image))
 
-    def log_image_given(self, z_image: Float[Tensor, "b i e"], z_text: Float[Tensor, "b n d"]) -> Float[Tensor, "b"]:
+    def log_image_given(self, z_image: Float[Tensor, "b e"], z_text: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
         "Return log p(z_i | z_t)."
-        return self._density(image_field(self.model, z_text), z_image)
+        field = image_field(self.model, self._text(z_text))
+        return self._density(field, self._image(z_image))
 
-    def log_text_given(self, z_text: Float[Tensor, "b n d"], z_image: Float[Tensor, "b i e"]) -> Float[Tensor, "b"]:
+    def log_text_given(self, z_text: Float[Tensor, "b d"], z_image: Float[Tensor, "b e"]) -> Float[Tensor, "b"]:
         "Return log p(z_t | z_i)."
-        prompt = self.prompt.expand(len(z_text), -1, -1)
-        return self._density(text_field(self.model, z_text, z_image, prompt), z_text)
+        text = self._text(z_text)
+        prompt = self.prompt.expand(len(text), -1, -1)
+        field = text_field(self.model, text, self._image(z_image), prompt)
+        return self._density(field, text)
 
-# %% ../../nbs/9_unified/07_unified_scores.ipynb #44d5eaa0
+# %% ../../nbs/9_unified/07_unified_scores.ipynb #b336cdeb
 class PairLatent(NamedTuple):
     "Latents of captions and pictures, drawn from their posteriors."
     text: Float[Tensor, "b n d"]
@@ -408,8 +418,11 @@ def score_nats(
     "Measure what captions tell of pictures (U3 and U4), of swapped ones too, and the gap of both orders (U5)."
     z = exam_latents(model, exam, count)
     prior = learned_prior(model)
-    true = pair_densities(prior, z.text, z.image)
-    swapped = prior.log_image_given(z.image, z.text.roll(1, 0)) - true.image
+    text = z.text.flatten(1)
+    image = z.image.flatten(1)
+    with torch.no_grad():
+        true = pair_densities(prior, text, image)
+        swapped = prior.log_image_given(image, text.roll(1, 0)) - true.image
     meter = metered_nats(model, exam, metered)
     most = scene_entropies(exam.world).information
     values = {
@@ -436,7 +449,7 @@ def _image_fields(
         fields.append(lambda z, t, field=field: field(z.float().unflatten(1, shape), t.float()).flatten(1).double())
     return fields
 
-# %% ../../nbs/9_unified/07_unified_scores.ipynb #b0c2540f
+# %% ../../nbs/9_unified/07_unified_scores.ipynb #f839d3fa
 def picture_text(picture: Int[np.ndarray, "16 16"]) -> list[str]:
     "Write a picture as rows of digits."
     return ["".join(map(str, row)) for row in picture.tolist()]
