@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['UNIFIED_STUDY', 'COLUMNS', 'Decision', 'Judged', 'TASK_METRICS', 'SEPARATE', 'JUDGES', 'UnifiedClaim', 'UnifiedStudy',
-           'read_unified_study', 'training_rows', 'measure_unified', 'run_unified', 'unified_rows', 'Limit', 'all_of',
-           'arm_rows', 'arm_difference', 'scaled', 'judge_unified']
+           'read_unified_study', 'rows_of_training', 'measure_unified', 'run_unified', 'unified_rows', 'Limit',
+           'all_of', 'arm_rows', 'arm_difference', 'scaled', 'judge_unified']
 
-# %% ../../nbs/9_unified/08_unified_study.ipynb #c05d409d
+# %% ../../nbs/9_unified/08_unified_study.ipynb #5aa89a7f
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -28,7 +28,7 @@ from colanb.unified.unified_train import (
     UnifiedModel, UnifiedRun, load_unified, pair_corpus, train_unified, train_vaes,
 )
 
-# %% ../../nbs/9_unified/08_unified_study.ipynb #7f41d9b0
+# %% ../../nbs/9_unified/08_unified_study.ipynb #5e839f90
 UNIFIED_STUDY = ROOT / "nbs/exp/unified.yaml"
 
 
@@ -63,8 +63,8 @@ def read_unified_study(path: Path = UNIFIED_STUDY) -> UnifiedStudy:
         study.arm(name)
     return study
 
-# %% ../../nbs/9_unified/08_unified_study.ipynb #8daf1eb3
-def training_rows(
+# %% ../../nbs/9_unified/08_unified_study.ipynb #b93086a8
+def rows_of_training(
     log: pd.DataFrame,                 # of the prior
     logs: dict[str, pd.DataFrame],     # of the VAEs
     seed: int,
@@ -113,7 +113,7 @@ def run_unified(
     out = models / str(seed) / arm
     logs = train_vaes(run, pairs, vaes, seed, device)
     log = train_unified(run, pairs, vaes, out, seed, device)
-    rows = training_rows(log, logs, seed, {"arm": arm})
+    rows = rows_of_training(log, logs, seed, {"arm": arm})
     rows += measure_unified(load_unified(out, device or "cpu"), study, arm, seed, results)
     write_text_atomically(results / f"{arm}-{seed}.json", rows_text(rows))
     return rows
@@ -137,7 +137,7 @@ def unified_rows(
                 rows += json.loads(path.read_text())
     return pd.DataFrame(rows, columns=COLUMNS)
 
-# %% ../../nbs/9_unified/08_unified_study.ipynb #0bd2a91d
+# %% ../../nbs/9_unified/08_unified_study.ipynb #89850163
 Decision = Literal["R", "NR", "U"]
 
 
@@ -198,7 +198,7 @@ def scaled(found: Estimate, shift: float, size: float) -> Estimate:
         high=ends[1],
         se=found.se / abs(size))
 
-# %% ../../nbs/9_unified/08_unified_study.ipynb #fdf97ba2
+# %% ../../nbs/9_unified/08_unified_study.ipynb #5c15625b
 Judged = tuple[Decision, list[Limit]]
 TASK_METRICS = ("scene of caption", "caption of picture", "answer")
 SEPARATE = {   # arm with one task alone -> its metrics
@@ -272,7 +272,7 @@ def _masks_matter(
             limits.append(Limit(f"{metric} without the leak less with it ({arm})", found, numbers["margin"]))
     return all_of(limit.decision for limit in limits), limits
 
-# %% ../../nbs/9_unified/08_unified_study.ipynb #04a819b2
+# %% ../../nbs/9_unified/08_unified_study.ipynb #a9ff94b1
 JUDGES = {"F10a": _works, "F10b": _costs_nothing, "F10c": _is_joint, "F10d": _masks_matter}
 
 
