@@ -189,10 +189,10 @@ class ReturnedPictures(NamedTuple):
 
 @torch.no_grad()
 def returned_ids(
-    vae: ImageVAE,
+    vae: TextVAE,
     ids: Int[Tensor, "b l"],
 ) -> Int[Tensor, "b l"]:
-    "Encode and decode pictures."
+    "Encode and decode pictures, or texts."
     return vae.decode(vae.encode(ids).mean).argmax(-1)
 
 

@@ -42,6 +42,7 @@ class ImageStreamConfig(Config):
     columns: Count = 4               # latents of its width
     rope_dim: int = Field(8, ge=0, multiple_of=2)   # channels of each head that y rotates; as many by x
     rope_theta: PositiveFloat = 10_000.0            # base of these frequencies
+    table: bool = False              # add a learned vector for each place, beside the rotary positions
 
     @property
     def positions(self) -> int:
@@ -337,6 +338,8 @@ class ImageEnds(nn.Module):
         self.output = Linear(dit.width, config.d_latent)
         if dit.zero_init:
             set_to_zero(self.output)
+        if config.table:
+            self.places = nn.Parameter(torch.zeros(config.positions, dit.width))
 
 
 class Velocities(NamedTuple):
@@ -401,6 +404,8 @@ class MMDiTNetwork(DiTNetwork):
         places = on_grid(config.rows, config.columns, z.device)
         z = z.to(self.image.input.weight.dtype)
         x = self.image.input(z) + self.kind("I")
+        if config.table:
+            x = x + self.image.places
         return ModalStream(x, time, self.trunk.rotary.table(places))
 
     def hidden(self,
@@ -751,7 +756,7 @@ def task_terms(
     if target.text is not None:
         error = (found.text.float() - target.text).square().mean(-1)
         counted = batch.counts()
-        parts["text"] = error[counted[rows]].sum() / counted.sum()
+        parts["text"] = error[counted[rows]].sum() / counted.sum().clamp(min=1)
     if target.image is not None:
         error = (found.image.float() - target.image).square().mean((1, 2))
         parts["image"] = error.sum() / len(batch.image)
