@@ -22,6 +22,7 @@ html_math_renderer = "katex"
 
 html_theme = "furo"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["katex/katex.min.css", "site.css"]
 html_js_files = [("widgets/main.js", {"type": "module"})]
 html_show_sphinx = False

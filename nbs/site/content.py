@@ -1,11 +1,13 @@
 "What the pages quote from committed files: verdicts, rules of the running campaign, figures, notebooks, symbols."
 
+import functools
 import html
 import json
 import re
 from functools import cached_property
 
 import nbformat
+import pandas as pd
 from ruamel.yaml import YAML
 
 VERDICTS = {"R": "reproduced", "NR": "not reproduced", "U": "undecided", "NT": "without a verdict"}
@@ -26,6 +28,16 @@ def title_and_blurb(path):
     return lines[0].lstrip("# "), blurb
 
 
+def scorecard_rows(text):
+    "Claims in the committed scorecard, as records."
+    for line in text.split("\n"):
+        cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
+        if not re.fullmatch(r"[A-F]\d+", cells[0]): continue
+        fields = ("claim", "text", "paper", "ours", "criterion", "verdict", "note")
+        record = dict(zip(fields, cells))
+        yield {**record, "verdict": record["verdict"].strip("*"), "figure": "scorecard"}
+
+
 class Content:
     "Macros for a page that lies `depth` folders below the home page."
 
@@ -35,7 +47,7 @@ class Content:
 
     def macros(self):
         "What a page may call."
-        names = ("claims", "counts", "symbols", "widget", "picture", "notebooks", "gallery", "scorecard", "open_rules")
+        names = ("claims", "counts", "symbols", "widget", "picture", "notebooks", "gallery", "scorecard", "open_rules", "share")
         return {name: getattr(self, name) for name in names}
 
     @cached_property
@@ -46,6 +58,8 @@ class Content:
             records = json.loads(path.read_text())
             for record in records if isinstance(records, list) else []:
                 if "verdict" in record: found[record["claim"]] = {**record, "figure": path.stem}
+        for record in scorecard_rows((self.root / "figures/scorecard.md").read_text()):
+            found.setdefault(record["claim"], record)   # those that no figure judges
         return dict(sorted(found.items(), key=lambda pair: number_of(pair[0])))
 
     @cached_property
@@ -89,9 +103,10 @@ class Content:
         "Claims with their verdicts; each opens to show its evidence."
         return raw("".join(self.claim_entry(claim) for claim in self.chosen(names)))
 
-    def counts(self, verdict=None):
-        "How many claims have a verdict, or how many there are."
-        return sum(verdict in (None, record["verdict"]) for record in self.verdicts.values())
+    def counts(self, verdict=None, section=""):
+        "How many claims have a verdict, or how many there are, of a section or all."
+        chosen = [record for claim, record in self.verdicts.items() if claim.startswith(section)]
+        return sum(verdict in (None, record["verdict"]) for record in chosen)
 
     def scorecard(self):
         "All claims by section, for the widget that filters them."
@@ -139,6 +154,21 @@ class Content:
             cards.append(f'<a class="card" href="{self.up}figures/{path.stem}.html"><img loading="lazy" alt="" src="{self.up}_static/figures/{path.name}">'
                          f"<span>{html.escape(title)}</span></a>")
         return raw(f'<div class="gallery">{"".join(cards)}</div>')
+
+    def share(self, figure, interval=True, unit=100, **where):
+        "A measured value of a figure's table with its interval, in per cent: the one row in which the columns have these values."
+        table = self.tables(figure)
+        for column, value in where.items():
+            table = table[table[column.replace("__", ".")] == value]
+        if len(table) != 1: raise ValueError(f"{figure}.csv has {len(table)} rows with {where}, and should have 1")
+        row = table.iloc[0]
+        number = f"{unit * row.value:.3g}"
+        return f"{number} ({unit * row.low:.3g} to {unit * row.high:.3g})" if interval else number
+
+    @functools.cache
+    def tables(self, figure):
+        "The table behind a figure."
+        return pd.read_csv(self.root / f"figures/{figure}.csv")
 
     def open_rules(self):
         "Every rule of the running campaign."

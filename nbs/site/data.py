@@ -32,20 +32,18 @@ def by_series(table, series, columns, scale):
     return {metric: found[metric] for metric in LABELS if metric in found}
 
 
-def ours_of(root, figure, series, keep=None):
+def ours_of(root, figure, series):
     "The curves of a figure's table."
     table = pd.read_csv(root / f"figures/{figure}.csv")
-    table = table[keep(table)] if keep else table
     if not series: table, series = table.assign(own="Cola DLM"), "own"
     return by_series(table, series, ["x", "value", "low", "high", "n"], 100)
 
 
-def paper_of(root, name, series=None, keep=None, scale=1, x="x"):
+def paper_of(root, name, series=None, scale=1, x="x"):
     "The paper's digitised curves, by the same measures."
     table = pd.read_csv(root / f"data/paper/{name}.csv").dropna(subset="y")
     table["metric"] = table.panel.map(PANELS)
     table = table.dropna(subset="metric")
-    table = table[keep(table)] if keep else table
     table["x"] = x(table) if callable(x) else table[x]
     if not series: table, series = table.assign(own="the paper"), "own"
     return by_series(table, series, ["x", "y"], scale)
@@ -83,14 +81,11 @@ def dials(root):
     strategies = paper_of(root, "Fig3_rq2_fixed_vs_evolving", "series", x="x_steps")
     scaling = paper_of(root, "Fig10_rq4_scaling", "series")
 
-    def main_blocks(table): return table["flow.loc"] == 1.5
-
-    def strategy_rows(table): return table.metric.isin(LABELS)
     blocks = pd.read_csv(root / "figures/rq3_block.csv").assign(step=lambda table: "step " + table.step.astype(str))
-    blocks = by_series(blocks[main_blocks(blocks)], "step", ["x", "value", "low", "high", "n"], 100)
+    blocks = by_series(blocks[blocks["flow.loc"] == 1.5], "step", ["x", "value", "low", "high", "n"], 100)
     dims = pd.read_csv(root / "figures/rq1.csv").assign(d=lambda table: "d=" + table.d.astype(str))
     training = pd.read_csv(root / "figures/rq2.csv").drop(columns="x").rename(columns={"step": "x"})
-    training = by_series(training[strategy_rows(training)], "strategy", ["x", "value", "low", "high", "n"], 100)
+    training = by_series(training, "strategy", ["x", "value", "low", "high", "n"], 100)
     return {
         "rq1": ("loc", "loc", False, by_series(dims, "d", ["x", "value", "low", "high", "n"], 100), shifts(root),
                 "figures/rq1.csv data/paper/Fig2_rq1_timeshift.csv"),
