@@ -70,6 +70,14 @@ def run_sphinx(source, out):
     return subprocess.run([*command, "-d", str(STAGE / "doctrees"), str(source), str(out)]).returncode
 
 
+def level_headings(out):
+    "Give the sidebar's captions, which Sphinx calls headings, the level that screen readers need."
+    for path in out.rglob("*.html"):
+        text = path.read_text()
+        changed = text.replace('<p class="caption" role="heading">', '<p class="caption" role="heading" aria-level="2">')
+        if changed != text: path.write_text(changed)
+
+
 def set_equations(out, modules):
     "Turn the LaTeX of all pages into what a browser shows; one that cannot be set is an error."
     return subprocess.run(["node", str(HERE / "equations.mjs"), str(modules), str(out)]).returncode
@@ -92,6 +100,7 @@ def main():
     shutil.rmtree(STAGE / "doctrees", ignore_errors=True)
     if run_sphinx(source, out) or set_equations(out, modules):
         raise SystemExit("the site has faults, see above; _site is as it was")
+    level_headings(out)
     site = ROOT / "_site"
     shutil.rmtree(site, ignore_errors=True)
     out.rename(site)
