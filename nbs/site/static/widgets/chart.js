@@ -37,11 +37,14 @@ function drawAxes(root, toX, toY, xs, [low, high], { log, xLabel, yLabel, title 
   const bottom = HEIGHT - BOTTOM;
   root.append(svg("text", { x: LEFT, y: 14, "font-weight": 600 }, title));
   root.append(svg("line", { class: "axis", x1: LEFT, x2: WIDTH - RIGHT, y1: bottom, y2: bottom }));
-  let last = -Infinity;
+  let free = -Infinity; // where the next label may begin
   for (const x of xMarks(xs, log)) {
-    if (toX(x) - last < 26) continue;
-    last = toX(x);
-    root.append(svg("text", { x: toX(x), y: bottom + 14, "text-anchor": "middle" }, x >= 10000 ? `${x / 1000}k` : String(x)));
+    const words = x >= 10000 ? `${x / 1000}k` : String(x > 50 ? Math.round(x) : x);
+    const half = 3.5 * words.length;
+    const at = Math.min(toX(x), WIDTH - half);
+    if (at - half < free) continue;
+    free = at + half + 4;
+    root.append(svg("text", { x: at, y: bottom + 14, "text-anchor": "middle" }, words));
   }
   root.append(svg("text", { x: (LEFT + WIDTH) / 2, y: HEIGHT - 4, "text-anchor": "middle" }, xLabel));
   for (const y of ticks(low, high)) {

@@ -11,9 +11,9 @@ function xsOf(series) {
   return [...new Set(Object.values(series).flat().map(([x]) => x))].sort((a, b) => a - b);
 }
 
-function legend(names) {
+function legend(names, colors) {
   const entries = names.map((name, at) => {
-    const swatch = make("span", { class: "swatch", style: `background:${COLORS[at % COLORS.length]}` });
+    const swatch = make("span", { class: "swatch", style: `background:${colors[at]}` });
     return make("span", {}, swatch, name);
   });
   return make("div", { class: "legend" }, ...entries);
@@ -47,13 +47,16 @@ export function start(place, data) {
   function draw() {
     const series = picked();
     const x = xsOf(series)[Math.min(state.at, xsOf(series).length - 1)];
-    const all = Object.keys(data.ours[state.measure]);
-    const colors = Object.keys(series).map((name) => COLORS[all.indexOf(name) % COLORS.length]);
-    const parts = [make("div", {}, lineChart(series, { title: "Here", xLabel: data.x, log: data.log, mark: x, colors }), legend(all))];
     const paper = data.paper[state.measure];
+    const all = [...new Set([...Object.keys(data.ours[state.measure]), ...Object.keys(paper ?? {})])]; // one colour a name
+    const colorsOf = (names) => names.map((name) => COLORS[all.indexOf(name) % COLORS.length]);
+    const chart = (curves, options) => {
+      const colors = colorsOf(Object.keys(curves));
+      return make("div", {}, lineChart(curves, { log: data.log, colors, ...options }), legend(Object.keys(curves), colors));
+    };
+    const parts = [chart(series, { title: "Here", xLabel: data.x, mark: x })];
     if (paper) {
-      const options = { title: "The paper", xLabel: data.paper_x, log: data.log };
-      parts.push(make("div", {}, lineChart(paper, options), legend(Object.keys(paper))));
+      parts.push(chart(paper, { title: "The paper", xLabel: data.paper_x }));
     } else {
       parts.push(make("p", {}, "The paper shows no curve for this measure."));
     }
