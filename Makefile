@@ -5,7 +5,7 @@ VENV := . .venv/bin/activate &&
 # they start many processes: Python keeps what it compiled, wherever they run
 test drift smoke: export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help .venv lab repro campaign preview figures test drift smoke bench mutants export lock executed gpu-pack gpu-merge
+.PHONY: help .venv lab repro campaign preview figures site test drift smoke bench mutants export lock executed gpu-pack gpu-merge
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[.a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ preview: .venv  ## what `make repro` would run after your edits, and why (STAGE=
 
 figures: .venv  ## draw the figures from committed results, without training (PROFILE=tiny; shared: those of no profile)
 	$(VENV) python .ci/pipeline && python .ci/figures $(PROFILE)
+
+site: .venv  ## build the site into _site/ from committed files (needs npm); look at it with python -m http.server -d _site
+	$(VENV) python nbs/site/build.py
 
 test: .venv drift  ## export drift, notebook tests, tests/; annotations are checked
 	$(VENV) COLANB_TYPECHECK=1 OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing

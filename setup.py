@@ -26,6 +26,6 @@ setup(
     package_data={"colanb": ["models/*/*"]},   # trained models that come with it
     python_requires=f">={settings['min_python']}",
     install_requires=shlex.split(settings["requirements"]),
-    extras_require={name: shlex.split(settings[f"{name}_requirements"]) for name in ("dev", "harness")},
+    extras_require={name: shlex.split(settings[f"{name}_requirements"]) for name in ("dev", "harness", "site")},
     entry_points={"console_scripts": settings["console_scripts"].split()},
 )
