@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Filter', 'Rule', 'CLAIMS', 'UNKNOWN', 'jackknife', 'chosen', 'arm_score', 'contrast', 'ratio', 'score_curve', 'slope',
            'peak', 'peak_slope', 'correlation', 'side', 'InMargins', 'in_margins', 'Check', 'Claim', 'Measure',
-           'Claims', 'read_claims', 'field_value', 'at_step', 'measured_rows', 'seed_table', 'arm_means', 'study_means',
-           'arms_text', 'what_text', 'criterion_text', 'at_level', 'seeds_to_decide', 'Finding', 'no_room',
-           'judge_scores', 'claim_outcomes', 'about_claim', 'judge_claim', 'verdict_lines']
+           'Claims', 'claims_and_runs', 'read_claims', 'field_value', 'at_step', 'measured_rows', 'seed_table',
+           'arm_means', 'study_means', 'arms_text', 'what_text', 'criterion_text', 'at_level', 'seeds_to_decide',
+           'Finding', 'no_room', 'judge_scores', 'claim_outcomes', 'about_claim', 'found_text', 'judge_claim',
+           'verdict_lines']
 
 # %% ../../nbs/7_evidence/09_claims.ipynb #6af2d866
 import math
@@ -23,7 +24,7 @@ from pydantic import Field, PositiveFloat, model_validator
 from ruamel.yaml import YAML
 from scipy import stats
 
-from ..config import Config, Count, Profile, ROOT
+from ..config import Config, Count, Profile, ROOT, load_profile
 from .report import Verdict, seed_scores
 from .store import STORE, study_records
 from ..measure.estimators import Estimate, mean_interval
@@ -253,6 +254,11 @@ class Claims(Config):
 
 CLAIMS = ROOT / "nbs/exp/claims.yaml"
 
+def claims_and_runs(path: Path = CLAIMS) -> tuple[Claims, Profile]:
+    "Read the rules and the profile whose studies they count."
+    rules = read_claims(path)
+    return rules, load_profile(name=rules.profile)
+
 def read_claims(path: Path = CLAIMS) -> Claims:
     "Read the rules; raise `ValueError` with a line for each wrong value."
     return Claims.read(YAML(typ="safe", pure=True).load(path.read_text()), where=path.name)
@@ -481,6 +487,14 @@ def about_claim(name: str, claim: Claim) -> dict[str, str]:   # fields of a `Ver
         "criterion": "; ".join(words) or "none",
     }
 
+def found_text(found: Estimate) -> str:
+    "Write what was found, in words where it is not known."
+    if math.isnan(found.value):
+        return "not known yet"
+    if math.isnan(found.low):
+        return f"{found.value:.3f} (interval not known; n={found.n})"
+    return str(found)
+
 def judge_claim(
     name: str,
     rules: Claims,
@@ -500,7 +514,7 @@ def judge_claim(
         return Verdict(ours="no results yet", verdict="U", note=str(error), **about)
     verdicts = {outcome.verdict for outcome in outcomes}
     verdict = next(kind for kind in ("NR", "U", "R") if kind in verdicts)
-    founds = [str(outcome.found) for outcome in outcomes]
+    founds = [found_text(outcome.found) for outcome in outcomes]
     ours = "; ".join(founds)
     limits = [outcome.limit for outcome in outcomes if outcome.limit and outcome.verdict == verdict]
     return Verdict(ours=ours, verdict=verdict, note="; ".join(dict.fromkeys(limits)), **about)
