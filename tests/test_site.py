@@ -253,11 +253,11 @@ def test_scorecard_filters_and_opens(visit):
         control(page, "scorecard", "verdict").select_option(verdict)
         assert page.locator(".claim:visible").count() == number
     control(page, "scorecard", "verdict").select_option("")
-    control(page, "scorecard", "words").fill("collapse under guidance")
+    control(page, "scorecard", "words").fill("rise with guidance, stay, and collapse")
     assert page.locator(".claim:visible").count() == 1
     page.locator(".claim:visible summary").focus()
     page.keyboard.press("Enter")
-    assert "executed notebook rq3_cfg" in page.locator(".claim:visible").inner_text()
+    assert "executed notebook evidence" in page.locator(".claim:visible").inner_text()
 
 
 @needs_browser

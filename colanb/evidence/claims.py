@@ -26,7 +26,7 @@ from scipy import stats
 
 from ..config import Config, Count, Profile, ROOT, load_profile
 from .report import Verdict, seed_scores
-from .store import STORE, study_records
+from .store import MissingRuns, STORE, study_records
 from ..measure.estimators import Estimate, mean_interval
 
 # %% ../../nbs/7_evidence/09_claims.ipynb #7947fa0d
@@ -252,6 +252,10 @@ class Claims(Config):
     claims: dict[str, Claim]
     amendments: list[str] = []          # what was changed after the first commit: date, claim, reason
 
+    def measure(self, name: str) -> Measure:
+        "Say what a name of the rules stands for: a measure, or one metric."
+        return self.measures.get(name) or Measure(metrics=[name])
+
 CLAIMS = ROOT / "nbs/exp/claims.yaml"
 
 def claims_and_runs(path: Path = CLAIMS) -> tuple[Claims, Profile]:
@@ -349,13 +353,11 @@ def study_means(
     store: Path = STORE,
 ) -> pd.DataFrame:          # of `arm_means`
     "Read a measure of a study by setting, from the seeds that have all runs."
-    asked = rules.measures.get(measure) or Measure(metrics=[measure])
+    asked = rules.measure(measure)
     columns = [*fields, "value", "low", "high", "seeds"]
     try:
         rows = measured_rows(profile, study, asked, fields, store)
-    except ValueError as error:
-        if "have no results" not in str(error):
-            raise
+    except MissingRuns:
         return pd.DataFrame(columns=columns, dtype=float)
     seeds = rows.groupby(fields).seed.transform("nunique")
     whole = rows[seeds == seeds.max()]   # a model that writes no story at all has no score of its stories
@@ -462,7 +464,7 @@ def claim_outcomes(
     "Carry out the checks of a claim."
 
     def scores_of(check: Check, metric: str) -> tuple[Measure, pd.DataFrame]:
-        measure = rules.measures.get(metric) or Measure(metrics=[metric])
+        measure = rules.measure(metric)
         study = check.study or claim.study
         scores = seed_table(profile, study, measure, check.fields(), store, check)
         return measure, scores

@@ -180,10 +180,11 @@ def curve(
     log: bool = False,                  # logarithmic x
     label: str = "ours",
     color: str = OURS,
+    style: str = "o-",
 ) -> None:
     "Draw our result with its interval, and the paper's on a second axis, in %."
     table = table.sort_values("x")
-    ax.plot(table.x, table.value, "o-", color=color, label=label, ms=3.5, zorder=3)
+    ax.plot(table.x, table.value, style, color=color, label=label, ms=3.5, zorder=3)
     ax.fill_between(table.x, table.low, table.high, color=color, alpha=0.18, lw=0)
     if log:
         log_axis(ax, linear=bool((table.x <= 0).any()))

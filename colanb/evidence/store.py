@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNNAMED', 'STORE', 'FIELDS', 'plan_of', 'run_key', 'Unit', 'study_seeds', 'units_of', 'with_digits', 'with_numbers',
-           'run_text', 'read_record', 'agrees', 'settings_of', 'find_run', 'index_text', 'known_corpora',
+           'run_text', 'read_record', 'agrees', 'settings_of', 'find_run', 'index_text', 'known_corpora', 'MissingRuns',
            'missing_text', 'finished_records', 'study_records', 'rows_of_study']
 
 # %% ../../nbs/7_evidence/00_store.ipynb #94166bf8
@@ -168,6 +168,9 @@ def known_corpora(folder: Path) -> dict[str, str]:   # corpus -> its key
         raise ValueError(f"{place} is damaged ({error}): `make campaign PROFILE={folder.name}`") from None
 
 # %% ../../nbs/7_evidence/00_store.ipynb #8f9825e2
+class MissingRuns(ValueError):
+    "Raised where no seed of a study has all its runs yet."
+
 def missing_text(
     missing: Sequence[Unit],
     count: int,        # of all runs that were asked for
@@ -216,7 +219,7 @@ def study_records(
     ]
     message = missing_text(missing, len(found), profile.name)
     if not whole:
-        raise ValueError(message)
+        raise MissingRuns(message)
     warnings.warn(f"seeds {sorted(gaps)} are left out: {message}", stacklevel=2)
     return whole
 

@@ -153,6 +153,11 @@ def jitter_entropy(seen: Iterable[Sighting]) -> float:
     return float(entropy(shares))
 
 
+def _of_next(items: Sequence) -> list:
+    "Give each item what belongs to the next one: a control."
+    return [*items[1:], items[0]]
+
+
 def _seen(
     model: UnifiedModel,
     captions: Sequence[str] | None,   # None: pictures alone
@@ -173,7 +178,7 @@ def score_full(
     "Draw pictures of captions that say everything, and of the next item's."
     scenes = [example.scene for example in exam.examples]
     seen = _seen(model, exam.captions, first, len(scenes))
-    other = _seen(model, [*exam.captions[1:], exam.captions[0]], first, len(scenes))
+    other = _seen(model, _of_next(exam.captions), first, len(scenes))
     return {
         "scene of caption": same_scenes(seen, scenes),
         "things of caption": list(map(things_shown, seen, scenes)),
@@ -218,13 +223,12 @@ def score_captions(
     "Ask for captions, of the picture and of the next item's."
     scenes = [example.scene for example in exam.examples]
     seeds = range(first, first + len(scenes))
-    swapped = [*exam.pictures[1:], exam.pictures[0]]
 
     def right(pictures):
         texts = model.describe(seeds, pictures)
         return [exam.world.judge_caption(text, scene).describes for text, scene in zip(texts, scenes)]
 
-    return {"caption of picture": right(exam.pictures), "caption, another picture": right(swapped)}
+    return {"caption of picture": right(exam.pictures), "caption, another picture": right(_of_next(exam.pictures))}
 
 
 def score_answers(
@@ -243,8 +247,8 @@ def score_answers(
 
     return {
         "answer": right(pictures, asked),
-        "answer, another picture": right([*pictures[1:], pictures[0]], asked),
-        "answer, another question": right(pictures, [*asked[1:], asked[0]]),
+        "answer, another picture": right(_of_next(pictures), asked),
+        "answer, another question": right(pictures, _of_next(asked)),
         "answer, blank picture": right([BLANK] * len(asked), asked),
     }
 

@@ -33,7 +33,7 @@ from ..learn.losses import Loss, StepContext
 from ..learn.parallel import current_group
 from ..learn.saving import write_weights
 from ..learn.train import drop_scratch, exclusive, train_vae
-from ..model.folders import load_model, load_weights, read_training
+from ..model.folders import load_model, load_weights, read_training, run_values
 from ..model.vae import Posterior, TextVAE
 from ..text.corpus import Corpus
 from ..text.testbed import SPLITS
@@ -324,16 +324,11 @@ WEIGHTS = "unified"   # file of the prior's weights
 
 def read_unified_run(folder: Path | str) -> UnifiedRun:
     "Read the run of a unified model; `ValueError` if there is none."
-    path = Path(folder) / "run.json"
-    if not path.exists():
-        raise ValueError(f"{folder} holds no run.json: not a model folder, or not trained yet")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON, or cut off: {error}") from None
+    folder = Path(folder)
+    values = run_values(folder)
     if "prior" not in values:
         raise ValueError(f"{folder} holds a model of text alone: it knows no pictures")
-    return UnifiedRun.read(values, str(path))
+    return UnifiedRun.read(values, str(folder / "run.json"))
 
 
 def unified_settings(run: UnifiedRun, record: dict[str, Any]) -> dict[str, Any]:   # record: what it is trained from

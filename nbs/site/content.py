@@ -2,13 +2,14 @@
 
 import functools
 import html
-import json
 import re
 from functools import cached_property
 
 import nbformat
 import pandas as pd
 from ruamel.yaml import YAML
+
+from colanb.evidence.report import read_verdicts
 
 VERDICTS = {"R": "reproduced", "NR": "not reproduced", "U": "undecided", "NT": "without a verdict"}
 SECTIONS = {
@@ -53,11 +54,8 @@ class Content:
     @cached_property
     def verdicts(self):
         "Claim -> its record and the figure it comes from, of the main profile."
-        found = {}
-        for path in sorted((self.root / "figures").glob("*.json")):
-            records = json.loads(path.read_text())
-            for record in records if isinstance(records, list) else []:
-                if "verdict" in record: found[record["claim"]] = {**record, "figure": path.stem}
+        judged = read_verdicts(self.root / "figures").fillna("").rename(columns={"slug": "figure"})
+        found = {record["claim"]: record for record in judged.to_dict("records")}
         for record in scorecard_rows((self.root / "figures/scorecard.md").read_text()):
             found.setdefault(record["claim"], record)   # those that no figure judges
         return dict(sorted(found.items(), key=lambda pair: number_of(pair[0])))
