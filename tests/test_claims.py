@@ -45,7 +45,7 @@ def judged(store, checks, seeds=8, measures=None, **more):
     profile, place = store
     claim = Claim(text="x", paper="y", study="made", metric="a", seeds=seeds, checks=checks, **more)
     rules = Claims(profile=profile.name, since="2026-01-01", measures=measures or {}, claims={"X1": claim})
-    return judge_claim("X1", rules, profile, place)
+    return judge_claim("X1", rules, profile, place).verdict
 
 
 def contrast(plus, minus, rule="more", margin=0.05, **more):
@@ -106,14 +106,14 @@ def test_what_cannot_be_read_is_undecided_with_the_reason(store):
     assert "no setting has {'d_latent': 5}" in judged(store, [contrast({"d_latent": 5}, {"d_latent": 16})]).note
     assert "'flow.lock'" in judged(store, [contrast({"flow.lock": 5}, {"d_latent": 16})]).note
     profile, place = store
-    nothing = judge_claim("X1", Claims(profile="x", claims={"X1": Claim(text="x", paper="y", untested="too small")}), profile, place)
+    nothing = judge_claim("X1", Claims(profile="x", claims={"X1": Claim(text="x", paper="y", untested="too small")}), profile, place).verdict
     assert (nothing.verdict, nothing.note) == ("NT", "too small")
 
 
 def test_a_draft_judges_nothing(store):
     profile, place = store
     claim = Claim(text="x", paper="y", study="made", metric="a", checks=[contrast({"d_latent": 16}, {"d_latent": 4}, where=PLAIN)])
-    found = judge_claim("X1", Claims(profile="x", claims={"X1": claim}), profile, place)
+    found = judge_claim("X1", Claims(profile="x", claims={"X1": claim}), profile, place).verdict
     assert found.verdict == "U" and "draft" in found.note
 
 

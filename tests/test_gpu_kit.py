@@ -54,7 +54,7 @@ def merge(folder, place):
 
 
 def test_dry_run_does_every_part_and_is_not_merged(pack, tmp_path):
-    groups = ["steps backends", "speed", "generation graphs", "conformance train.english_2 train.short_judge", "campaign"]
+    groups = ["steps backends", "speed", "generation graphs", "conformance train.english_2 train.short_judge", "campaign", "timed"]
     parts = " ".join(groups).split()
     asked = ",".join(group.replace(" ", "@900+") + "@900" for group in groups)   # a machine may be slower than the default limits allow
     done = kit(pack, tmp_path / "out", asked)
@@ -68,8 +68,9 @@ def test_dry_run_does_every_part_and_is_not_merged(pack, tmp_path):
     assert all(records["conformance"][name]["ok"] for name in ("released_layout", "other_branches"))
     assert max(records["steps"]["compiled"].values()) < TOLERANCE
     assert records["train.english_2"]["steps"] == 6
-    units = records["campaign"]["units"]
-    assert len(units) == records["campaign"]["planned"] == len(load_profile(name="english").studies)
+    units = records["campaign"]["units"] + records["timed"]["units"]
+    assert {unit["study"] for unit in records["timed"]["units"]} == {"front"}
+    assert len(units) == records["campaign"]["planned"] + records["timed"]["planned"] == len(load_profile(name="english").studies)
     with zipfile.ZipFile(tmp_path / "out/campaign.zip") as packed: assert len(packed.namelist()) == len(units) + 1   # and the index
     assert records["speed"]["training"][0]["mfu"]["median"] > 0 and len(records["generation"]["rows"]) == 14
     assert sum(row["way"].endswith(", graphs") for row in records["generation"]["rows"]) == 6

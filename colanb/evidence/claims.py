@@ -7,7 +7,7 @@ __all__ = ['Filter', 'Rule', 'CLAIMS', 'UNKNOWN', 'jackknife', 'chosen', 'arm_sc
            'peak', 'peak_slope', 'correlation', 'side', 'InMargins', 'in_margins', 'Check', 'Claim', 'Measure',
            'Claims', 'claims_and_runs', 'read_claims', 'field_value', 'at_step', 'measured_rows', 'seed_table',
            'arm_means', 'study_means', 'arms_text', 'what_text', 'criterion_text', 'at_level', 'seeds_to_decide',
-           'Finding', 'no_room', 'judge_scores', 'claim_outcomes', 'about_claim', 'found_text', 'judge_claim',
+           'Finding', 'no_room', 'judge_scores', 'claim_outcomes', 'about_claim', 'found_text', 'Judged', 'judge_claim',
            'verdict_lines']
 
 # %% ../../nbs/7_evidence/09_claims.ipynb #6af2d866
@@ -416,6 +416,7 @@ class Finding(NamedTuple):
     found: Estimate
     verdict: str      # R, NR or U
     limit: str = ""   # what keeps it from a verdict
+    finished: bool = True   # all seeds are done
 
 UNKNOWN = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
 
@@ -439,7 +440,7 @@ def judge_scores(
     done = scores.shape[1]
     if done < seeds:
         found = jackknife(check.value, scores) if done > 1 else UNKNOWN
-        return Finding(found, "U", f"{done} of {seeds} seeds are done")
+        return Finding(found, "U", f"{done} of {seeds} seeds are done", finished=False)
     scores = scores.iloc[:, :seeds]
     found = jackknife(check.value, scores)
     limit = no_room(check, scores, measure)
@@ -497,29 +498,37 @@ def found_text(found: Estimate) -> str:
         return f"{found.value:.3f} (interval not known; n={found.n})"
     return str(found)
 
+class Judged(NamedTuple):
+    "A verdict and what it rests on."
+    verdict: Verdict
+    findings: list[Finding] = []   # of the claim's checks; empty where none was carried out
+    finished: bool = False         # no run is missing
+
 def judge_claim(
     name: str,
     rules: Claims,
     profile: Profile,
     store: Path = STORE,
-) -> Verdict:
+) -> Judged:
     "Judge a claim by its rules."
     claim = rules.claims[name]
     about = about_claim(name, claim)
     if claim.untested:
-        return Verdict(ours="not tested", verdict="NT", note=claim.untested, **about)
+        return Judged(Verdict(ours="not tested", verdict="NT", note=claim.untested, **about), finished=True)
     if not rules.since:
-        return Verdict(ours="not judged", verdict="U", note="the rules are a draft that waits for the pilot", **about)
+        waits = "the rules are a draft that waits for the pilot"
+        return Judged(Verdict(ours="not judged", verdict="U", note=waits, **about))
     try:
         outcomes = claim_outcomes(claim, rules, profile, store)
     except ValueError as error:
-        return Verdict(ours="no results yet", verdict="U", note=str(error), **about)
+        return Judged(Verdict(ours="no results yet", verdict="U", note=str(error), **about))
     verdicts = {outcome.verdict for outcome in outcomes}
     verdict = next(kind for kind in ("NR", "U", "R") if kind in verdicts)
     founds = [found_text(outcome.found) for outcome in outcomes]
     ours = "; ".join(founds)
     limits = [outcome.limit for outcome in outcomes if outcome.limit and outcome.verdict == verdict]
-    return Verdict(ours=ours, verdict=verdict, note="; ".join(dict.fromkeys(limits)), **about)
+    judged = Verdict(ours=ours, verdict=verdict, note="; ".join(dict.fromkeys(limits)), **about)
+    return Judged(judged, outcomes, all(outcome.finished for outcome in outcomes))
 
 # %% ../../nbs/7_evidence/09_claims.ipynb #567685eb
 def verdict_lines(
@@ -531,7 +540,7 @@ def verdict_lines(
     "Write verdicts as a Markdown list: the claim, the verdict, and what was found."
     lines = []
     for name in names:
-        verdict = judge_claim(name, rules, profile, store)
-        note = "" if verdict.ours == "no results yet" or not verdict.note else f" ({verdict.note})"
+        verdict, findings, finished = judge_claim(name, rules, profile, store)
+        note = f" ({verdict.note})" if verdict.note and (findings or finished) else ""
         lines.append(f"- **{name}** {verdict.text}: **{verdict.verdict}**, {verdict.ours}{note}")
     return "\n".join(lines)

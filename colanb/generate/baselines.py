@@ -94,8 +94,9 @@ class BaselineSampler(TextSampler):
         if self.config.temperature == 0 and self.config.repetition_penalty == 1:
             return logits.argmax(-1)
         fixed = fixed or [[]] * len(live)
-        chosen = [self.choose_for(state, row, *place, fixed=own) for state, row, own in zip(live, logits, fixed)]
-        return torch.stack(chosen)
+        rows = logits.cpu()   # drawing for each state there would wait for the device each time
+        chosen = [self.choose_for(state, row, *place, fixed=own) for state, row, own in zip(live, rows, fixed)]
+        return torch.stack(chosen).to(logits.device)
 
 # %% ../../nbs/4_generate/02_baselines.ipynb #2644bac6
 def _logits_at(

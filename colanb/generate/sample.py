@@ -663,7 +663,8 @@ class TextSampler(ABC):
         "Choose the next tokens of all states, and wait for the device only once."
         if self.config.temperature == 0 and self.config.repetition_penalty == 1.0:
             return logits.argmax(-1).tolist()
-        chosen = [self.choose_for(state, own, k) for state, own in zip(states, logits)]
+        rows = logits.cpu()   # drawing for each state there would wait for the device each time
+        chosen = [self.choose_for(state, own, k) for state, own in zip(states, rows)]
         return torch.stack(chosen).tolist()
 
     def stopped(self, state: BlockState) -> bool:
