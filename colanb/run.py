@@ -58,6 +58,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+# jsonschema, which nbformat imports, would build a grammar of internet addresses at once: seconds for nothing
+sys.modules.setdefault("rfc3987_syntax", None)
 import nbformat
 import psutil
 

@@ -50,6 +50,14 @@ def test_help_of_a_module_comes_before_its_imports(path):
     assert re.match(rf"usage: (python -m {re.escape(module)}|colanb-\w+) ", done.stdout)
 
 
+def test_a_worker_imports_only_what_most_runs_need():
+    "Each of these takes a second or more, in every process of a campaign, of the kit and of the tests."
+    slow = ("sklearn", "torch._inductor", "rfc3987_syntax.syntax_helpers", "datasets", "papermill")
+    code = f"import sys, colanb.evidence.campaign, colanb.lab.gpu; print([name for name in {slow} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
+
+
 WRONG = {
     ("generate", "--tokns", "3"): "no such argument: --tokns 3; did you mean '--tokens'?",
     ("generate", "--promt=Once"): "did you mean '--prompt'?",

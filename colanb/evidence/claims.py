@@ -7,8 +7,8 @@ __all__ = ['Filter', 'Rule', 'CLAIMS', 'UNKNOWN', 'jackknife', 'chosen', 'arm_sc
            'peak', 'peak_slope', 'correlation', 'side', 'InMargins', 'in_margins', 'Check', 'Claim', 'Measure',
            'Claims', 'claims_and_runs', 'read_claims', 'field_value', 'at_step', 'measured_rows', 'seed_table',
            'arm_means', 'study_means', 'arms_text', 'what_text', 'criterion_text', 'at_level', 'seeds_to_decide',
-           'Finding', 'no_room', 'judge_scores', 'claim_outcomes', 'about_claim', 'found_text', 'Judged', 'judge_claim',
-           'verdict_lines']
+           'Finding', 'no_room', 'judge_scores', 'claim_outcomes', 'about_claim', 'found_text', 'combined', 'Judged',
+           'judge_claim', 'verdict_lines']
 
 # %% ../../nbs/7_evidence/09_claims.ipynb #6af2d866
 import math
@@ -498,6 +498,14 @@ def found_text(found: Estimate) -> str:
         return f"{found.value:.3f} (interval not known; n={found.n})"
     return str(found)
 
+def combined(findings: list[Finding]) -> dict[str, str]:   # fields of a `Verdict`
+    "Give a claim the verdict of its checks: one that fails decides, and one that is open keeps it open."
+    verdicts = {finding.verdict for finding in findings}
+    verdict = next(kind for kind in ("NR", "U", "R") if kind in verdicts)
+    founds = [found_text(finding.found) for finding in findings]
+    limits = [finding.limit for finding in findings if finding.limit and finding.verdict == verdict]
+    return {"ours": "; ".join(founds), "verdict": verdict, "note": "; ".join(dict.fromkeys(limits))}
+
 class Judged(NamedTuple):
     "A verdict and what it rests on."
     verdict: Verdict
@@ -522,13 +530,8 @@ def judge_claim(
         outcomes = claim_outcomes(claim, rules, profile, store)
     except ValueError as error:
         return Judged(Verdict(ours="no results yet", verdict="U", note=str(error), **about))
-    verdicts = {outcome.verdict for outcome in outcomes}
-    verdict = next(kind for kind in ("NR", "U", "R") if kind in verdicts)
-    founds = [found_text(outcome.found) for outcome in outcomes]
-    ours = "; ".join(founds)
-    limits = [outcome.limit for outcome in outcomes if outcome.limit and outcome.verdict == verdict]
-    judged = Verdict(ours=ours, verdict=verdict, note="; ".join(dict.fromkeys(limits)), **about)
-    return Judged(judged, outcomes, all(outcome.finished for outcome in outcomes))
+    finished = all(outcome.finished for outcome in outcomes)
+    return Judged(Verdict(**combined(outcomes), **about), outcomes, finished)
 
 # %% ../../nbs/7_evidence/09_claims.ipynb #567685eb
 def verdict_lines(

@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from sklearn.decomposition import PCA
-from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 from ..config import ODEConfig, RunConfig, stream
@@ -85,6 +83,7 @@ def shape_of(
     points: int,   # of the silhouette
 ) -> dict[str, list[float]]:   # by metric
     "Measure the rank of latents and how well their tokens form clusters."
+    from sklearn.metrics import silhouette_score   # here and below: it takes a second, and most runs do without
     effective_rank, participation = spectrum(z)
     return {
         "effective_rank": [effective_rank],
@@ -112,6 +111,7 @@ def geometry(
     points: int = 400,   # latents in the picture and in the silhouette
 ) -> list[dict]:
     "Measure the shape of a Cola DLM's latents, and project some of them to a plane."
+    from sklearn.decomposition import PCA
     if isinstance(at.model, Baseline):
         return []
     z, tokens = common_latents(at, texts, kinds)

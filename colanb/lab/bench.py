@@ -67,7 +67,6 @@ import pandas as pd
 import torch
 from scipy.stats import theilslopes
 from torch import Tensor
-from torch._inductor.utils import fresh_cache
 
 from ..config import DiTConfig, FlowConfig, SampleConfig, TrainConfig, VAEConfig, command, stream
 from ..evidence.plots import markdown_table
@@ -904,6 +903,7 @@ def measure(
         raise ValueError(f"unknown part {sorted(unknown)[0]!r}: choose from {list(_MEASUREMENTS)}")
     sizes = {name: getattr(value, "model_dump", lambda: value)() for name, value in plan._asdict().items()}
     record = {**(earlier or {}), "machine": machine("cpu"), "plan": sizes}
+    from torch._inductor.utils import fresh_cache   # here: the compiler takes seconds to import
     with fresh_cache():     # compile times are those of a first run
         for name, part in _MEASUREMENTS.items():
             if only and name not in only:

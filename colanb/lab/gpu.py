@@ -717,6 +717,10 @@ def _home_runs(store: Path, out: Path) -> None:
     write_atomically(out / "campaign.zip", write)
 
 # %% ../../nbs/8_lab/07_gpu.ipynb #570e1822
+def _processes_of(setup: Setup) -> int:
+    "Say how many runs are trained side by side."
+    return 2 if setup.tiny else max(1, (os.cpu_count() or 1) - 2)
+
 TIMED = ("front",)   # studies whose seconds count: their runs have the card to themselves
 
 def _lacking(
@@ -747,9 +751,7 @@ def campaign(setup: Setup, timed: bool = False) -> dict[str, Any]:
         _home_runs(store, setup.out)
         write_record("timed" if timed else "campaign", setup, start, {"units": records})
 
-    workers = 2 if setup.tiny else max(1, (os.cpu_count() or 1) - 2)
-    if timed:
-        workers = 1
+    workers = 1 if timed else _processes_of(setup)
     records = run_campaign(units, profile, place, workers, setup.seconds - 20, report)
     return {"planned": len(units), "units": records}
 

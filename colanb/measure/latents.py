@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
@@ -46,6 +45,7 @@ def fit_latent_priors(
     seed: int,
 ) -> dict[str, SingleDensity]:
     "Fit a full Gaussian and a mixture of full Gaussians; return them and N(0, I) by name."
+    from sklearn.mixture import GaussianMixture   # it takes a second, and few need it
     d = z.shape[1]
     standard = MultivariateNormal(torch.zeros(d), torch.eye(d))
     gaussian = MultivariateNormal(z.mean(0), z.T.cov())
