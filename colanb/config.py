@@ -24,7 +24,7 @@ import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from copy import deepcopy
-from functools import wraps
+from functools import lru_cache, wraps
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
@@ -941,6 +941,12 @@ def wrong_settings(profile: Profile) -> Iterator[str]:
                 yield str(error)
 
 # %% ../nbs/00_config.ipynb #8a26614e
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> Any:   # not to be changed
+    "Parse YAML 1.2; the file of all profiles takes half a second."
+    return YAML(typ="safe").load(text)
+
+
 def read_params(
     path: Path | None = None,  # None: the project's params.yaml
 ) -> dict[str, Any]:           # name -> profile as written
@@ -951,7 +957,7 @@ def read_params(
             f"no parameter file {path.name} in {path.parent}: work in a folder of the project, "
             "or name it in the variable COLANB_ROOT")
     try:
-        params = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        params = deepcopy(_parsed(path.read_text(encoding="utf-8")))
     except (YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path.name} is not readable: {reason}") from None
