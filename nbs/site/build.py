@@ -63,7 +63,8 @@ def stage_model(static, modules):
     for name in RUNTIME:
         shutil.copy(modules / "onnxruntime-web/dist" / name, program)
     folder = shipped_models()["english"]
-    record = export_model(*open_any_model(folder), static / "models/english")
+    run, model, tokenizer = open_any_model(folder)
+    record = export_model(model, tokenizer, run.sampling(), static / "models/english")
     size = sum(record["sizes"].values()) + sum(path.stat().st_size for path in program.iterdir())
     page = {**record, "folder": "models/english", "bytes": size, "sources": [str(folder.relative_to(ROOT))]}
     (static / "data/cola.json").write_text(json.dumps(page, allow_nan=False))

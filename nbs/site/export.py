@@ -6,6 +6,7 @@ import json
 import warnings
 from contextlib import ExitStack, contextmanager
 from io import BytesIO
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -16,12 +17,13 @@ from torch import nn
 from torch.nn.functional import layer_norm
 from torch.onnx import symbolic_helper
 
-from colanb.config import RunConfig
+from colanb.config import SampleConfig
 from colanb.generate.sample import solver_times
 from colanb.model import dit, trunk, vae
 from colanb.model.cola import ColaDLM
 from colanb.model.layers import Modulation, Rotary, Times
 from colanb.model.trunk import use
+from colanb.text.tokenizer import Tokenizer
 
 STEPS = (2, 4, 8, 16, 32, 64)   # what the page's dial offers
 OPSET = 17
@@ -262,9 +264,8 @@ def manifest(config, model, tokenizer):
 
 
 @torch.no_grad()
-def export_model(run: RunConfig, model: ColaDLM, tokenizer, out):
+def export_model(model: ColaDLM, tokenizer: Tokenizer, config: SampleConfig, out: Path):
     "Write a model's graphs, tokenizer and manifest into a folder; return the manifest with the files' sizes in bytes."
-    config = run.sampling()
     check_page_can_run(config, model, tokenizer)
     use(model.eval(), backend="dense", onednn=False)   # by formula: kernels mean nothing outside PyTorch
     out.mkdir(parents=True)

@@ -4,7 +4,7 @@ import { Tokenizer } from "./tokenizer.js";
 
 const GRAPHS = ["encode", "decode", "times", "step"];
 const place = (name) => new URL(`../${name}`, import.meta.url).href;
-let loading = null, current = 0;
+let loading = null, current = null; // number of the text that is being written
 
 async function load(folder) {
   const ort = await import(place("ort/ort.wasm.min.mjs"));
@@ -30,22 +30,23 @@ function textOf({ tokenizer, model }, prompt, ids) {
   return text.replace(/\ufffd+$/, "");
 }
 
-async function write({ folder, prompt, ...settings }) {
-  const mine = ++current;
+async function write({ folder, run, prompt, ...settings }) {
+  current = run;
+  const say = (kind, part = {}) => postMessage({ kind, run, ...part });
   loading ??= load(folder);
   const sampler = await loading;
-  if (mine !== current) return;
-  postMessage({ kind: "loaded" });
+  if (run !== current) return;
+  say("loaded");
   const ids = sampler.tokenizer.encode(prompt);
   for await (const part of sampler.write(prompt, settings)) {
-    if (mine !== current) return;
-    postMessage({ kind: part.done ? "block" : "draft", ...part, text: textOf(sampler, ids, part.ids) });
+    if (run !== current) return;
+    say(part.done ? "block" : "draft", { ...part, text: textOf(sampler, ids, part.ids) });
     if (part.done) await new Promise((go) => setTimeout(go)); // lets "stop" come in
   }
-  postMessage({ kind: "end" });
+  say("end");
 }
 
 onmessage = ({ data }) => {
-  if (data.kind === "stop") { current++; return; }
-  write(data).catch((error) => { loading = null; postMessage({ kind: "fault", text: String(error) }); });
+  if (data.kind === "stop") { current = null; return; }
+  write(data).catch((error) => { loading = null; postMessage({ kind: "fault", run: data.run, text: String(error) }); });
 };

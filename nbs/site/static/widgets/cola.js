@@ -12,12 +12,15 @@ export function start(place, data) {
   const text = make("div", { class: "text written", tabindex: 0, role: "region", "aria-label": "The text" });
   const status = make("p", { class: "reading", role: "status" });
   const path = make("ol", { class: "path", "aria-label": "Drafts of the block" });
-  let worker = null, blocks = [], began = 0, running = false;
+  let worker = null, blocks = [], began = 0, running = false, run = 0;
 
   // Drafts of a block that differ from the one before, each with the time at which it appeared.
   function drawPath(block) {
     const drafts = (blocks[block]?.drafts ?? []).filter(({ text: words }, at, all) => at === 0 || words !== all[at - 1].text);
-    path.replaceChildren(...drafts.map(({ t, text: words }) => make("li", {}, make("span", { class: "time" }, `t = ${t.toFixed(2)} `), make("code", {}, JSON.stringify(words).slice(1, -1)))));
+    path.replaceChildren(...drafts.map(({ t, text: words }) => {
+      const shown = JSON.stringify(words).slice(1, -1); // ends of line as \n
+      return make("li", {}, make("span", { class: "time" }, `t = ${t.toFixed(2)} `), make("code", {}, shown));
+    }));
   }
 
   function drawText(done, draft) {
@@ -27,7 +30,7 @@ export function start(place, data) {
   const textBefore = (block) => blocks[block - 1]?.text ?? "";
 
   function hear({ data: part }) {
-    if (!running && part.kind !== "fault") return;
+    if (!running || (part.run !== undefined && part.run !== run)) return; // of a text that was stopped
     if (part.kind === "loaded") { began = performance.now(); status.textContent = "Writing."; }
     if (part.kind === "draft") {
       blocks[part.block] ??= { drafts: [] };
@@ -60,13 +63,14 @@ export function start(place, data) {
   function write() {
     if (running) {
       worker.postMessage({ kind: "stop" });
+      run++;
       drawText(blocks.findLast((block) => block.text !== undefined)?.text ?? "", "");
       return finish("Stopped");
     }
     worker ??= Object.assign(new Worker(new URL("./cola-worker.js", import.meta.url), { type: "module" }), {
       onmessage: hear, onerror: (event) => hear({ data: { kind: "fault", text: event.message ?? "no worker" } }),
     });
-    [blocks, running, began] = [[], true, performance.now()];
+    [blocks, running, began, run] = [[], true, performance.now(), run + 1];
     place.dataset.state = "running";
     place.dataset.ids = "[]";
     go.textContent = "Stop";
@@ -75,7 +79,9 @@ export function start(place, data) {
     path.replaceChildren();
     drawText("", "");
     const { steps, guidance, tokens } = state;
-    worker.postMessage({ kind: "write", folder: data.folder, prompt: prompt.value, seed: Math.max(0, Math.trunc(Number(seed.value))), steps, guidance, tokens });
+    seed.value = Math.min(Math.max(0, Math.trunc(Number(seed.value))), 2 ** 31 - 1);
+    const settings = { prompt: prompt.value, seed: Number(seed.value), steps, guidance, tokens };
+    worker.postMessage({ kind: "write", run, folder: data.folder, ...settings });
   }
 
   const set = (field) => (value) => { state[field] = Number(value); };
@@ -86,7 +92,8 @@ export function start(place, data) {
   const [viewLabel, view] = slide("Block", "view", { min: 1, max: 1, step: 1, value: 1, words: (at) => `${at}` }, (at) => drawPath(at - 1));
   viewLabel.classList.add("hidden");
   const go = make("button", { type: "button", name: "go", onclick: write }, "Write");
-  const size = make("p", { class: "sources" }, `The first text loads ${megabytes(data.bytes)} MB: the model, and the program that runs it in your browser. Nothing leaves your machine.`);
+  const size = make("p", { class: "sources" }, `The first text loads ${megabytes(data.bytes)} MB: the model, and the program that runs it in your `
+    + "browser. Nothing leaves your machine.");
   place.replaceChildren(
     make("label", { class: "wide" }, "Prompt", prompt),
     make("div", { class: "controls" }, stepsLabel, guidanceLabel, tokensLabel, make("label", {}, "Seed", seed), go),
