@@ -195,7 +195,7 @@ def test_pages_sampler_writes_what_pythons_does(exported, form):
     expected = []
     for guidance, seed in settings:
         sampler = Sampler(model.vae, model.dit, tokenizer, CONFIG.replace(guidance_scale=guidance))
-        expected += [generation.tokens for generation in sampler.generate(prompts, [seed] * len(prompts))]
+        expected += sampler.generate(prompts, [seed] * len(prompts))
     before = f"""
         import * as ort from {json.dumps(ORT.as_uri())}; import {{ readFileSync }} from "node:fs";
         import {{ Tokenizer }} from {json.dumps((WIDGETS / "tokenizer.js").as_uri())};
@@ -205,12 +205,15 @@ def test_pages_sampler_writes_what_pythons_does(exported, form):
         const sampler = new m.Sampler(ort, graphs, JSON.parse(read("manifest.json")), new Tokenizer(JSON.parse(read("tokenizer.json"))));
         const found = [];
         for (const [guidance, seed] of {json.dumps(settings)}) for (const prompt of {json.dumps(prompts)}) {{
-            let ids;
-            for await (const part of sampler.write(prompt, {{ steps: 4, guidance, seed, tokens: 6 }})) ids = part.ids;
-            found.push(ids);
+            const parts = [];
+            for await (const part of sampler.write(prompt, {{ steps: 4, guidance, seed, tokens: 6 }})) if (part.done) parts.push(part);
+            found.push([parts.at(-1).ids, parts.flatMap((part) => [...part.latents])]);
         }}"""
-    assert in_node("found", "sampler.js", before) == expected
-    assert len({tuple(tokens) for tokens in expected}) > len(expected) / 2   # prompts, guidance and seeds all matter
+    found = in_node("found", "sampler.js", before)
+    assert [ids for ids, _ in found] == [generation.tokens for generation in expected]
+    for (_, latents), generation in zip(found, expected):
+        torch.testing.assert_close(torch.tensor(latents), generation.latents.flatten(), rtol=1e-4, atol=1e-4)
+    assert len({tuple(generation.tokens) for generation in expected}) > len(expected) / 2   # prompts, guidance and seeds all matter
 
 
 def test_page_refuses_what_it_cannot_run(exporter, tmp_path):

@@ -149,7 +149,7 @@ export class Sampler {
     return { known, opening };
   }
 
-  // Yields { block, t, ids } after each solver step, and { block, done, ids } after each block; ids are all new tokens so far.
+  // Yields { block, t, ids } after each solver step, and { block, done, ids, latents } after each block; ids are all new tokens so far.
   async *write(prompt, { steps, guidance, seed, tokens }) {
     const { d, block, dit, decoder, stop } = this.model;
     const [prior, reader] = [new Cache(dit), new Cache(decoder)];
@@ -175,7 +175,7 @@ export class Sampler {
       written.push(...await this.read(z, reader, true));
       const ids = cut(written);
       const ended = ids.length >= tokens || ids.length < written.length - hidden;
-      yield { block: k, done: true, ended, ids };
+      yield { block: k, done: true, ids, latents: z };
       if (ended) return;
       await this.remember(z, prior);
       opening = 0;
