@@ -4,10 +4,13 @@ Skipped without a built site (`make site`), without the packages of the extra `s
 import functools
 import http.server
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -16,12 +19,19 @@ import pytest
 import torch
 from torch.distributions import Normal, SigmoidTransform, TransformedDistribution
 
+from colanb.config import DiTConfig, SampleConfig, VAEConfig, shipped_models, stream
+from colanb.generate.sample import Sampler
 from colanb.lab.analytic import gaussian_mixture
+from colanb.model.cola import ColaDLM
+from colanb.release.hub import open_any_model
+from colanb.text.tokenizer import Tokenizer, bpe_tokenizer, word_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "_site"
 WIDGETS = ROOT / "nbs/site/static/widgets"
-AXE = ROOT / ".scratch/site/npm/node_modules/axe-core/axe.min.js"
+MODULES = ROOT / ".scratch/site/npm/node_modules"
+AXE = MODULES / "axe-core/axe.min.js"
+ORT = MODULES / "onnxruntime-web/dist/ort.node.min.mjs"
 PAGES = sorted(path.relative_to(ROOT / "nbs/site/pages").with_suffix("").as_posix() for path in (ROOT / "nbs/site/pages").rglob("*.md"))
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -32,10 +42,11 @@ needs_browser = pytest.mark.skipif(not BROWSER or not SITE.exists(), reason="no 
 
 # the page's formulas, in node
 
-def in_node(expression):
-    "The value of an expression over widgets/math.js."
-    script = f"import * as m from {json.dumps((WIDGETS / 'math.js').as_uri())}; console.log(JSON.stringify({expression}))"
-    done = subprocess.run(["node", "--input-type=module", "-e", script], capture_output=True, text=True, check=True)
+def in_node(expression, module="math.js", before=""):
+    "The value of an expression over a module of widgets/."
+    script = f"import * as m from {json.dumps((WIDGETS / module).as_uri())}; {before}; console.log(JSON.stringify({expression}))"
+    done = subprocess.run(["node", "--input-type=module", "-"], input=script, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
@@ -95,6 +106,130 @@ def test_coverage_is_that_of_the_notebook():
     drawn = pd.read_csv(ROOT / "figures/theory_f.csv")
     for row in drawn.itertuples():
         assert row.low - 0.01 <= in_node(f"m.score(m.priorOf(), {row.sd}).score") <= row.high + 0.01
+
+
+# the page's sampler, in node
+
+@needs_node
+def test_noise_is_pytorchs():
+    places = [(66, seed, block) for seed in (0, 1, 2**31 - 1) for block in (0, 7)]
+    for count in (1, 7, 15, 16, 20, 64, 1300):   # few are drawn in another way, and more than 624 need the generator to go on
+        found = in_node(f"{json.dumps(places)}.map((place) => [...m.noiseOf(place, {count})])", "random.js")
+        drawn = torch.stack([torch.randn(count, generator=stream(*place)) for place in places])
+        torch.testing.assert_close(torch.tensor(found), drawn, rtol=1e-5, atol=1e-6)
+
+
+ODD = [
+    "", "Once upon a time", "'Twas we'll  \r\n  end  ", "“Don’t!” said he…\n\n\tIt's 1234 naïve 😀", "x\x85y \xa0z\ufeff", "日本語 e\u0301 ½²",
+    "<|endoftext|> <|pad|>", "aaaaaaaaaaa      b",
+]
+
+
+@needs_node
+def test_ids_and_texts_are_the_tokenizers():
+    path = shipped_models()["english"] / "tokenizer.json"
+    tokenizer = Tokenizer.load(path)
+    read = f"const t = new m.Tokenizer({path.read_text()})"
+    ids = in_node(f"{json.dumps(ODD)}.map((text) => t.encode(text))", "tokenizer.js", read)
+    assert ids == tokenizer.encode_batch(ODD)
+    parts = [*ids, list(range(tokenizer.vocab_size)), ids[3][:-1]]   # the last one ends inside a character
+    assert in_node(f"{json.dumps(parts)}.map((ids) => t.decode(ids, [0, 1]))", "tokenizer.js", read) == list(map(tokenizer.decode, parts))
+
+
+@pytest.fixture(scope="module")
+def exporter():
+    "The module that writes a model for the page."
+    pytest.importorskip("onnx", reason="the extra `site` is not installed")
+    sys.path.insert(0, str(ROOT / "nbs/site"))
+    yield __import__("export")
+    sys.path.remove(str(ROOT / "nbs/site"))
+
+
+def small_model(vae, dit):
+    "A model with random weights that says something, and a tokenizer."
+    torch.manual_seed(0)
+    tokenizer = bpe_tokenizer(["once upon a time there was a dog, and once there was a cat"] * 9, 300)
+    vae = VAEConfig(**{"vocab_size": tokenizer.vocab_size, "d_latent": 6, "width": 32, "heads": 4, "encoder_layers": 1, "decoder_layers": 2, "ffn_dim": 48, "init_std": 0.4} | vae)
+    dit = DiTConfig(**{"d_latent": 6, "width": 32, "heads": 2, "head_dim": 16, "layers": 2, "rope_dim": 12, "zero_init": False} | dit)
+    return ColaDLM(vae, dit).eval(), tokenizer
+
+
+SMALL = {
+    "paper": ({"scaling_factor": 1.7, "shifting_factor": 0.1}, {"block_size": 4}),
+    "skip": ({"block_size": 4, "kv_heads": 2, "activation": "silu"}, {"block_size": 4, "skip": True, "rope_dim": 16}),
+    "whole": ({"block_size": None, "post_norm": False, "logsnr": 4.0}, {"block_size": 2, "prediction": "z0"}),
+    "recipe": ({}, {"block_size": 1, "prediction": "z0", "output": "tokens"}),
+}
+
+
+EXPORT = """
+import sys; sys.path.insert(0, sys.argv[1])
+import torch
+from pathlib import Path
+from export import export_model
+for path in Path(sys.argv[2]).glob("*.pt"):
+    export_model(*torch.load(path, weights_only=False), path.with_suffix(""))
+"""
+CONFIG = SampleConfig(steps=4, max_new_tokens=6, seed=5)
+
+
+@pytest.fixture(scope="module")
+def exported(exporter, tmp_path_factory):
+    "A folder with each of the small models, exported by a process that does not check types: tracing puts tensors where plain numbers are."
+    folder = tmp_path_factory.mktemp("models")
+    for form, parts in SMALL.items():
+        model, tokenizer = small_model(*parts)
+        torch.save((model, tokenizer, CONFIG), folder / f"{form}.pt")
+    environment = {name: value for name, value in os.environ.items() if name != "COLANB_TYPECHECK"}
+    subprocess.run([sys.executable, "-c", EXPORT, str(ROOT / "nbs/site"), str(folder)], env=environment, cwd=ROOT, check=True)
+    return folder
+
+
+@needs_node
+@pytest.mark.skipif(not ORT.exists(), reason="no onnxruntime-web: run `make site`")
+@pytest.mark.parametrize("form", SMALL)
+def test_pages_sampler_writes_what_pythons_does(exported, form):
+    model, tokenizer = small_model(*SMALL[form])
+    prompts = ["once upon a dog", "", "a cat"]   # some end inside a block
+    settings = [(1.0, 0), (2.5, 0), (2.5, 3)]   # guidance, seed
+    expected = []
+    for guidance, seed in settings:
+        sampler = Sampler(model.vae, model.dit, tokenizer, CONFIG.replace(guidance_scale=guidance))
+        expected += sampler.generate(prompts, [seed] * len(prompts))
+    before = f"""
+        import * as ort from {json.dumps(ORT.as_uri())}; import {{ readFileSync }} from "node:fs";
+        import {{ Tokenizer }} from {json.dumps((WIDGETS / "tokenizer.js").as_uri())};
+        const read = (name) => readFileSync(`{exported / form}/${{name}}`);
+        const graphs = {{}};
+        for (const name of ["encode", "decode", "times", "step"]) graphs[name] = await ort.InferenceSession.create(read(`${{name}}.onnx`));
+        const sampler = new m.Sampler(ort, graphs, JSON.parse(read("manifest.json")), new Tokenizer(JSON.parse(read("tokenizer.json"))));
+        const found = [];
+        for (const [guidance, seed] of {json.dumps(settings)}) for (const prompt of {json.dumps(prompts)}) {{
+            const parts = [];
+            for await (const part of sampler.write(prompt, {{ steps: 4, guidance, seed, tokens: 6 }})) if (part.done) parts.push(part);
+            found.push([parts.at(-1).ids, parts.flatMap((part) => [...part.latents])]);
+        }}"""
+    found = in_node("found", "sampler.js", before)
+    assert [ids for ids, _ in found] == [generation.tokens for generation in expected]
+    for (_, latents), generation in zip(found, expected):
+        torch.testing.assert_close(torch.tensor(latents), generation.latents.flatten(), rtol=1e-4, atol=1e-4)
+    assert len({tuple(generation.tokens) for generation in expected}) > len(expected) / 2   # prompts, guidance and seeds all matter
+
+
+def test_page_refuses_what_it_cannot_run(exporter, tmp_path):
+    model, tokenizer = small_model({}, {"block_size": 1})
+    for config, said in ((SampleConfig(solver="heun"), "sample.solver='heun'"), (SampleConfig(temperature=0.5), "sample.temperature=0.5")):
+        with pytest.raises(ValueError, match=said): exporter.export_model(model, tokenizer, config, tmp_path / "model")
+    with pytest.raises(ValueError, match="tokenizer of words"): exporter.export_model(model, word_tokenizer(["a"]), SampleConfig(), tmp_path / "model")
+    with pytest.raises(ValueError, match="stage 1"): exporter.export_model(ColaDLM(model.vae), tokenizer, SampleConfig(), tmp_path / "model")
+    patches, _ = small_model({"patch_size": 2}, {"block_size": 1})
+    with pytest.raises(ValueError, match="vae.patch_size=2"): exporter.export_model(patches, tokenizer, SampleConfig(), tmp_path / "model")
+
+
+@built
+def test_exported_weights_are_as_small_as_the_shipped_ones():
+    shipped = sum(path.stat().st_size for path in shipped_models()["english"].iterdir())
+    assert sum(path.stat().st_size for path in (SITE / "_static/models/english").iterdir()) < 1.1 * shipped
 
 
 # the built pages, without a browser
@@ -319,6 +454,85 @@ def test_coverage_moves_with_the_prior(visit):
     assert float(re.search(r"answer: (-[\d.]+)", words(page, "coverage"))[1]) < -8
 
 
+PROMPT = "Once upon a time"
+
+
+@functools.cache
+def written_by_python(**settings):
+    "Ids that the shipped model writes with seed 3."
+    run, model, tokenizer = open_any_model(shipped_models()["english"])
+    sampler = Sampler(model.vae, model.dit, tokenizer, run.sampling().replace(**settings))
+    return sampler.generate([PROMPT], [3])[0].tokens
+
+
+def await_state(page, *states):
+    page.wait_for_function("(states) => states.includes(document.querySelector('[data-widget=cola]').dataset.state)", arg=list(states), timeout=120_000)
+
+
+def written_ids(page):
+    return json.loads(page.locator("[data-widget=cola]").get_attribute("data-ids"))
+
+
+@needs_browser
+def test_cola_writes_pythons_ids_at_390_pixels_by_keys(visit):
+    page = visit("write", width=390)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    control(page, "cola", "prompt").fill(PROMPT)
+    control(page, "cola", "seed").fill("3")
+    control(page, "cola", "steps").select_option("8")
+    move(page, "cola", "tokens", 12)
+    control(page, "cola", "seed").focus()
+    page.keyboard.press("Tab")
+    began = time.monotonic()
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('[data-widget=cola] .open')?.textContent", timeout=60_000)
+    waited = time.monotonic() - began
+    await_state(page, "done")
+    assert written_ids(page) == written_by_python(steps=8, max_new_tokens=12)
+    assert any(url.endswith("step.onnx") for url in asked), "the worker's requests are not seen"
+    assert waited < 20   # 2 to 3 seconds on a free core
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    drafts = page.locator("[data-widget=cola] .path li")
+    move(page, "cola", "view", 1)
+    assert drafts.first.inner_text().startswith("t = 0.9")
+    tokenizer = Tokenizer.load(shipped_models()["english"] / "tokenizer.json")
+    assert drafts.last.locator("code").inner_text().strip() == tokenizer.decode(written_ids(page)[:1]).strip()
+
+
+@needs_browser
+def test_cola_follows_its_dials_and_stops(visit):
+    page = visit("write")
+    control(page, "cola", "seed").fill("3")
+    control(page, "cola", "steps").select_option("8")
+    move(page, "cola", "tokens", 12)
+    move(page, "cola", "guidance", 1)
+    control(page, "cola", "go").click()
+    await_state(page, "done")
+    assert written_ids(page) == written_by_python(steps=8, max_new_tokens=12, guidance_scale=1.0) != written_by_python(steps=8, max_new_tokens=12)
+    move(page, "cola", "tokens", 64)
+    control(page, "cola", "go").click()
+    page.wait_for_function("JSON.parse(document.querySelector('[data-widget=cola]').dataset.ids).length > 1", timeout=60_000)
+    control(page, "cola", "go").click()
+    await_state(page, "stopped")
+    assert 2 <= len(written_ids(page)) < 64
+    control(page, "cola", "prompt").fill("")   # a text from nothing, right after a stop: nothing of the old one comes in
+    move(page, "cola", "tokens", 4)
+    control(page, "cola", "go").click()
+    await_state(page, "done")
+    assert len(written_ids(page)) == 4
+    assert words(page, "cola").startswith("Done: 4 tokens")
+
+
+@needs_browser
+def test_without_javascript_the_text_of_the_readme_stays(visit):
+    page = visit("write", script=False)
+    text = page.locator("[data-widget=cola] .still").inner_text()
+    assert text.startswith(PROMPT)
+    assert text.removeprefix(PROMPT) in (ROOT / "README.md").read_text()
+    assert len(text) > 100
+
+
 @needs_browser
 def test_pages_fit_phones_and_screens_and_say_no_error(visit, address):
     page = visit("index")
@@ -352,7 +566,7 @@ def test_search_finds(visit, address):
 
 @needs_browser
 @pytest.mark.skipif(not AXE.exists(), reason="no axe-core: run `make site`")
-@pytest.mark.parametrize("name", ["index", "scorecard", "paper/rq3", "paper/discussion", "paper/appendix_f", "paper/noise_to_text"])
+@pytest.mark.parametrize("name", ["index", "scorecard", "paper/rq3", "paper/discussion", "paper/appendix_f", "paper/noise_to_text", "write"])
 def test_accessible(visit, name):
     page = visit(name)
     page.add_script_tag(path=str(AXE))

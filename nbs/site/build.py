@@ -1,7 +1,8 @@
-"""Build the site into _site/ from committed files: `make site`. Nothing is trained or computed, nothing is fetched but the packages of npm.
+"""Build the site into _site/ from committed files: `make site`. Nothing is trained, nothing is fetched but the packages of npm.
 
 The sources are laid out in .scratch/site as in the repository, so that the notebooks' own links hold, and Sphinx makes pages of them."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -12,12 +13,17 @@ import jinja2
 
 from content import Content
 from data import write_data
+from export import export_model
 from notebooks import stage_notebooks
 from reference import write_reference
+
+from colanb.config import shipped_models
+from colanb.release.hub import open_any_model
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "nbs/site"
 STAGE = ROOT / ".scratch/site"
+RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 
 
 def install_packages():
@@ -32,7 +38,7 @@ def install_packages():
     for name in ("package.json", "package-lock.json", ".npmrc"):
         shutil.copy(HERE / name, folder)
     if subprocess.run(["npm", "ci", "--silent", "--ignore-scripts"], cwd=folder).returncode:
-        raise SystemExit("make site needs npm (Node.js 18 or newer) and a package registry for katex")
+        raise SystemExit("make site needs npm (Node.js 18 or newer) and a package registry for katex and onnxruntime-web")
     shutil.copy(lock, done)
     return folder / "node_modules"
 
@@ -47,6 +53,21 @@ def stage_static(source, modules):
     for path in sorted((ROOT / "figures").glob("*.svg")):
         shutil.copy(path, static / "figures")
     write_data(ROOT, static / "data")
+    stage_model(static, modules)
+
+
+def stage_model(static, modules):
+    "The model that writes in the page, and what runs it: the processor's part of onnxruntime-web, in one thread on a plain server."
+    program = static / "ort"
+    program.mkdir()
+    for name in RUNTIME:
+        shutil.copy(modules / "onnxruntime-web/dist" / name, program)
+    folder = shipped_models()["english"]
+    run, model, tokenizer = open_any_model(folder)
+    record = export_model(model, tokenizer, run.sampling(), static / "models/english")
+    size = sum(record["sizes"].values()) + sum(path.stat().st_size for path in program.iterdir())
+    page = {**record, "folder": "models/english", "bytes": size, "sources": [str(folder.relative_to(ROOT))]}
+    (static / "data/cola.json").write_text(json.dumps(page, allow_nan=False))
 
 
 def stage_pages(source):

@@ -48,7 +48,7 @@ class Content:
 
     def macros(self):
         "What a page may call."
-        names = ("claims", "counts", "symbols", "widget", "picture", "notebooks", "gallery", "scorecard", "open_rules", "share")
+        names = ("claims", "counts", "symbols", "widget", "picture", "notebooks", "gallery", "scorecard", "open_rules", "share", "sample")
         return {name: getattr(self, name) for name in names}
 
     @cached_property
@@ -125,15 +125,19 @@ class Content:
                    f'src="{self.up}_static/figures/{figure}.svg"></a><figcaption>Drawn by the notebook <a href="{self.up}figures/{figure}.html">'
                    f"{html.escape(title)}</a></figcaption></figure>")
 
-    def widget(self, kind, label, figure=None, source=None, **options):
-        "A place for a widget: without JavaScript the committed figure stays."
-        still = ""
+    def widget(self, kind, label, figure=None, source=None, still="", **options):
+        "A place for a widget: without JavaScript the committed figure stays, or what is given as `still`."
         if figure:
             blurb = html.escape(title_and_blurb(self.root / f"figures/{figure}.ipynb")[1], quote=True)
             still = f'<img class="still" loading="lazy" alt="Figure: {blurb}" src="{self.up}_static/figures/{figure}.svg">'
         data = f' data-source="{self.up}_static/data/{source}.json"' if source else ""
         extra = "".join(f' data-{name}="{html.escape(str(value), quote=True)}"' for name, value in options.items())
         return raw(f'<section class="widget" data-widget="{kind}" aria-label="{html.escape(label, quote=True)}"{data}{extra}>{still}</section>')
+
+    def sample(self):
+        "What the shipped model wrote, as the readme quotes it."
+        [prompt, text] = re.search(r"^> \*\*(.+?)\*\*(.+)$", (self.root / "README.md").read_text(), re.M).groups()
+        return f'<div class="text still"><strong>{html.escape(prompt)}</strong>{html.escape(text)}</div>'
 
     def notebooks(self, names):
         "Links to notebooks of the library (folder/name) or executed figures (figures/name), with what they hold."
