@@ -37,7 +37,7 @@ figures: .venv  ## draw the figures from committed results, without training (PR
 site: .venv  ## build the site into _site/ from committed files (needs npm); look at it with python -m http.server -d _site
 	$(VENV) python nbs/site/build.py
 
-test: .venv drift  ## export drift, notebook tests, tests/; annotations are checked
+test: .venv drift $(if $(SITE),site)  ## export drift, notebook tests, tests/; annotations are checked (SITE=1: the site is built before, and tested)
 	$(VENV) COLANB_TYPECHECK=1 OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
 	$(VENV) OMP_NUM_THREADS=1 python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder -k "not test_drift_of" tests
 
