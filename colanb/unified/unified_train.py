@@ -518,6 +518,23 @@ class UnifiedModel:
 
         return _in_chunks(run, len(seeds), self.batch_size, "pictures")
 
+    def watch(self,
+        seed: int,
+        caption: str | None = None,   # None: a picture alone
+    ) -> list[Int[np.ndarray, "side side"]]:   # after each step of the solver; the last is the picture
+        "Draw one picture and show its way from noise; `ValueError` for what is no caption."
+        tokens = None
+        if caption is not None:
+            self.world.check_caption(caption)
+            tokens = list(self._tokens([caption], "caption"))
+        steps = []
+
+        def on_picture(t, pixels):
+            steps.extend(pictures_of(pixels, self.run.vaes.image))
+
+        self.sampler.draw([seed], tokens, on_picture)
+        return steps
+
     def write(self, seeds: Sequence[int]) -> list[str]:
         "Write captions of no picture."
         def run(part):
