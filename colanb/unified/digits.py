@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['DIGITS', 'GREYS', 'GREY_PALETTE', 'Four', 'SOME', 'Handwriting', 'hashed_splits', 'handwriting', 'DigitJudge',
            'digit_judge', 'DigitSighting', 'cut', 'judge_digits', 'write_digits', 'read_digits', 'agrees',
-           'digit_questions', 'digit_tokenizer', 'DigitExample', 'DigitScores', 'Digits', 'picture_world']
+           'digit_questions', 'digit_tokenizer', 'DigitExample', 'DigitScores', 'Digits', 'judged_real',
+           'picture_world']
 
 # %% ../../nbs/9_unified/02_digits.ipynb #3c07bf25
 from collections import Counter, defaultdict
@@ -371,7 +372,27 @@ class Digits(DigitScores):
         "Compute what a picture and its caption share, nats: all that the caption says."
         return len(PLACES) * log(len(DIGITS))
 
-# %% ../../nbs/9_unified/02_digits.ipynb #9d0cf209
+# %% ../../nbs/9_unified/02_digits.ipynb #61b8b28f
+def judged_real(
+    world: Digits,
+    count: int,            # pictures
+    seed: int = 0,
+    split: str = "test",
+) -> dict[str, float]:     # shares
+    "Judge real pictures that the judge has not seen."
+    examples = world.draw(count, seed, split)
+    pictures = [example.picture for example in examples]
+    seen = world.see(np.stack(pictures))
+    shown = []
+    right = []
+    for sight, example in zip(seen, examples):
+        share = world.shown(sight, example.scene)
+        shown.append(share)
+        right.append(share == 1 and sight.accepted)
+    shares = {"digits right": shown, "all four right": right, **world.gauges(seen)}
+    return {name: float(np.mean(values)) for name, values in shares.items()}
+
+# %% ../../nbs/9_unified/02_digits.ipynb #21ae5757
 @cache
 def picture_world(
     name: str,
