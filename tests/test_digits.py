@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from colanb.text.testbed import SPLITS
-from colanb.unified.digits import DIGITS, Digits, cut, digit_judge, digit_questions, handwriting, picture_world, read_digits, write_digits
+from colanb.unified.digits import DIGITS, Digits, digit_judge, digit_questions, four_of_each, handwriting, picture_world, read_digits, write_digits
 from colanb.unified.scenes import PLACES, Scenes, question_bounds, to_rgb
 
 WORLD, OPEN = Digits(), Digits(partial=True)
@@ -26,7 +26,7 @@ def test_the_judge_has_seen_training_digits_alone():
 def test_pictures_are_digits_of_their_split(split):
     written = handwriting()
     for example in WORLD.draw(40, 7, split):
-        assert (cut(example.picture[None]) == written.pictures[list(example.sources)]).all()
+        assert (four_of_each(example.picture[None]) == written.pictures[list(example.sources)]).all()
         assert {int(written.split[source]) for source in example.sources} == {SPLITS.index(split)}
         assert WORLD.split_numbers[WORLD.scenes.index(example.scene)] == SPLITS.index(split)
         assert tuple(written.classes[list(example.sources)].tolist()) == example.scene == read_digits(example.caption)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DIGITS', 'GREYS', 'GREY_PALETTE', 'Four', 'SOME', 'Handwriting', 'hashed_splits', 'handwriting', 'DigitJudge',
-           'digit_judge', 'DigitSighting', 'cut', 'judge_digits', 'write_digits', 'read_digits', 'agrees',
+           'digit_judge', 'DigitSighting', 'four_of_each', 'judge_digits', 'write_digits', 'read_digits', 'is_true_of',
            'digit_questions', 'digit_tokenizer', 'DigitExample', 'DigitScores', 'Digits', 'judged_real',
            'picture_world']
 
@@ -126,7 +126,7 @@ class DigitSighting(NamedTuple):
         return max(self.distances) <= digit_judge().farthest
 
 
-def cut(pictures: Int[np.ndarray, "b 16 16"]) -> Int[np.ndarray, "cells 8 8"]:
+def four_of_each(pictures: Int[np.ndarray, "b 16 16"]) -> Int[np.ndarray, "cells 8 8"]:
     "Cut pictures into their four digits, picture by picture."
     places = range(len(PLACES))
     cells = []
@@ -139,7 +139,7 @@ def cut(pictures: Int[np.ndarray, "b 16 16"]) -> Int[np.ndarray, "cells 8 8"]:
 def judge_digits(pictures: Int[np.ndarray, "b 16 16"]) -> list[DigitSighting]:   # grey indices
     "Read the digits of pictures."
     judge = digit_judge()
-    cells = cut(pictures)
+    cells = four_of_each(pictures)
     shape = len(pictures), len(PLACES)
     classes = judge.classes(cells).reshape(shape)
     distances = judge.distances(cells).reshape(shape)
@@ -185,7 +185,7 @@ def read_digits(text: str) -> tuple[int | None, ...]:
     return tuple(said)
 
 
-def agrees(
+def is_true_of(
     said: Sequence[int | None],   # of a caption
     scene: Four,
 ) -> bool:
@@ -250,7 +250,7 @@ class DigitScores:
         except ValueError:
             return CaptionJudgement(False, False, False, ())
         own_form = self.partial or None not in said
-        describes = own_form and scene is not None and agrees(said, scene)
+        describes = own_form and scene is not None and is_true_of(said, scene)
         return CaptionJudgement(True, own_form, describes, said)
 
     def see(self, pictures: np.ndarray) -> list[DigitSighting]:   # (b, 16, 16), grey indices
@@ -265,7 +265,7 @@ class DigitScores:
     def fits(self, sight: DigitSighting, caption: str) -> bool:
         "Tell whether a picture looks like digits and shows what a caption says."
         said = read_digits(caption)
-        return sight.accepted and agrees(said, sight.scene)
+        return sight.accepted and is_true_of(said, sight.scene)
 
     def gauges(self, seen: list[DigitSighting]) -> dict[str, list[float]]:
         "Measure drawn digits: whether they look real, and whether they are copies of training digits."

@@ -501,19 +501,20 @@ class UnifiedModel:
     def _tokens(self, texts: Sequence[str], kind: str) -> Int[Tensor, "b l"]:
         return token_rows(self.tokenizer, list(texts), kind).to(self.prior.kinds.device)
 
+    def _captions(self, captions: Sequence[str] | None) -> list[Int[Tensor, "l"]] | None:
+        for caption in captions or ():
+            self.world.check_caption(caption)
+        return None if captions is None else list(self._tokens(captions, "caption"))
+
     def draw(self,
         seeds: Sequence[int],                    # one for each picture
         captions: Sequence[str] | None = None,   # None: pictures alone
     ) -> list[Int[np.ndarray, "side side"]]:
         "Draw pictures; `ValueError` for what is no caption."
-        tokens = None
-        if captions is not None:
-            for caption in captions:
-                self.world.check_caption(caption)
-            tokens = self._tokens(captions, "caption")
+        tokens = self._captions(captions)
 
         def run(part):
-            given = None if tokens is None else list(tokens[part])
+            given = None if tokens is None else tokens[part]
             return self._pictures(self.sampler.draw(seeds[part], given))
 
         return _in_chunks(run, len(seeds), self.batch_size, "pictures")
@@ -523,10 +524,7 @@ class UnifiedModel:
         caption: str | None = None,   # None: a picture alone
     ) -> list[Int[np.ndarray, "side side"]]:   # after each step of the solver; the last is the picture
         "Draw one picture and show its way from noise; `ValueError` for what is no caption."
-        tokens = None
-        if caption is not None:
-            self.world.check_caption(caption)
-            tokens = list(self._tokens([caption], "caption"))
+        tokens = self._captions(None if caption is None else [caption])
         steps = []
 
         def on_picture(t, pixels):
