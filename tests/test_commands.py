@@ -14,7 +14,7 @@ from colanb.config import DataConfig, text_run
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRY = {"generate": ("colanb.release.cli", "main"), "score": ("colanb.measure.scoring", "score_main"),
-         "plan": ("colanb.lab.plan", "main")}
+         "plan": ("colanb.lab.plan", "main"), "picture": ("colanb.unified.unified_cli", "main")}
 LARGE = ("torch", "pandas", "scipy.stats", "matplotlib", "transformers", "datasets", "huggingface_hub", "sklearn", "xformers", "nbformat")
 WITH_COMMAND = [path for path in sorted((ROOT / "colanb").rglob("*.py")) if '__name__ == "__main__"' in path.read_text()]
 
@@ -75,6 +75,14 @@ WRONG = {
     ("plan", "tiny", "--gpus", "0"): "argument --gpus: '0' is not a whole number above 0",
     ("plan", "tiny", "--microbatch", "0"): "argument --microbatch: '0' is not a whole number above 0",
     ("plan", "tiny", "--gpsu", "8"): "--gpus",
+    ("picture", "--caption", "here red disc top left ."): "the following arguments are required: --model",
+    ("picture", "--model", "nbs"): "give --caption TEXT to draw, or --image FILE.png",
+    ("picture", "--model", "nbs", "--caption", "here", "--image", "a.png"): "and not both",
+    ("picture", "--model", "nbs", "--caption", "here"): "neither run.json nor cola_dit",
+    ("picture", "--model", "nbs", "--caption", "here", "--question", "how ?"): "--question is asked of a picture",
+    ("picture", "--model", "nbs", "--caption", "here", "--steps", "0"): "--steps 0: must be >= 1",
+    ("picture", "--model", "nbs", "--caption", "here", "--scale", "0"): "'0' is not a whole number above 0",
+    ("picture", "--model", "nbs", "--capton", "here"): "did you mean '--caption'?",
 }
 
 

@@ -29,7 +29,7 @@ def test_every_module_imports_without_the_tools_of_development_and_xformers(inst
     assert Path(done.stdout.strip()).is_relative_to(installed)
 
 
-@pytest.mark.parametrize("command", ["colanb-generate", "colanb-score"])
+@pytest.mark.parametrize("command", ["colanb-generate", "colanb-score", "colanb-picture"])
 def test_command_explains_itself(installed, command):
     done = subprocess.run([installed / "bin" / command, "--help"], env={"PYTHONPATH": str(installed), "PATH": ""}, capture_output=True, text=True)
     assert done.returncode == 0 and "usage: " + command in done.stdout

@@ -168,6 +168,45 @@ def test_one_item_alone_is_what_it_is_in_a_batch(made):
     assert all((one == other).all() for one, other in zip(together, model.draw(range(5), captions)))
 
 
+def test_real_digits_by_configuration_alone(tmp_path):
+    "The same functions train, draw and score pictures of another world, judged by it; a palette of another size is refused."
+    from colanb.unified.digits import Digits
+    from colanb.unified.unified_scores import score_references, score_unified, unified_exam
+    own = run(data=dict(world="digits", pairs=60, partial=0.5))
+    pairs = pair_corpus(own)
+    with pytest.raises(ValueError, match="image.vocab_size=10: pictures of this world have 16 pixels each way and 5 colours"):
+        train_vaes(own, pairs, tmp_path / "refused", 0, "cpu")
+    own = own.replace(vaes=own.vaes.replace(image=own.vaes.image.replace(vocab_size=5)))
+    train_vaes(own, pairs, tmp_path / "vaes", 0, "cpu")
+    train_unified(own, pairs, tmp_path / "vaes", tmp_path / "model", 0, "cpu")
+    model, exam = load_unified(tmp_path / "model"), unified_exam(6, kind="digits")
+    assert model.watch(3, exam.captions[0])[-1].tolist() == model.draw([3], exam.captions[:1])[0].tolist()
+    assert isinstance(exam.world, Digits) and model.draw([0], exam.captions[:1])[0].max() <= 4
+    found = {row["metric"]: row for row in score_unified(model, exam, 0, {})}
+    assert set(score_references(exam.world, exam.open_world)) | {"things of caption", "digits that look real", "distance of free digit"} >= set(found) - {"well-formed", "digits that are copies"}
+    assert found["scene of caption"]["chance"] == pytest.approx(1e-4) and 0 <= found["things of caption"]["value"] <= 1
+    with pytest.raises(ValueError, match="word 1 of 'here"): model.draw([0], ["here red disc top left ."])
+    with pytest.raises(ValueError, match="palette index 7: must be 0 to 4"): model.describe([0], [exam.pictures[0] * 0 + 7])
+
+
+def test_both_modalities_at_their_own_times(made):
+    "The variant `joint` as a switch: both losses, gradients in every weight that it uses, and pairs drawn together; nothing of it in other runs."
+    home, pairs = made
+    own = run(flow=dict(t2t=0, t2i=0, it2t=0, joint=1))
+    torch.manual_seed(0)
+    model = MMDiT(own.prior.replace(dit=own.prior.dit.replace(zero_init=False)))
+    ids = pairs.batches("train", 8, 0)[0]
+    loss = unified_loss(own, load_vaes(home / "vaes"), pairs.tokenizer)(model, ids, ids >= 0, stream(0), slice(None), StepContext(0))
+    assert list(loss.parts) == ["joint_text", "joint_image"]
+    loss.total.backward()
+    assert all(weights.grad is not None and weights.grad.abs().max() > 0 for weights in model.parameters())
+    assert model.kinds.grad.abs().amax(1).gt(0).tolist() == [False, False, True, True]   # P and C are not in the pass
+    train_unified(own, pairs, home / "vaes", home / "joint", 0, "cpu")
+    [(text, picture)] = load_unified(home / "joint").both([1], "together")
+    assert isinstance(text, str) and picture.shape == (16, 16)
+    assert run().flow.joint == 0
+
+
 def test_rules_of_the_study():
     "All arms are valid runs, seeds that chose the settings count nowhere, and without results nothing is judged."
     study = read_unified_study()
@@ -183,13 +222,19 @@ def test_rules_of_the_study():
     with pytest.raises(ValueError, match="choose from unified"): study.arm("both")
 
 
+def test_real_pictures_have_rules_that_judge_nothing():
+    from colanb.unified.unified_study import UNIFIED_STUDY
+    study = read_unified_study(UNIFIED_STUDY.with_name("unified_digits.yaml"))
+    assert study.arm("unified").data.world == "digits" and study.claims == {} and not set(study.seeds) & set(study.pilot)
+
+
 def study_folder_without_results():
     from pathlib import Path
     return Path("nowhere")
 
 
 @pytest.mark.parametrize("change,message", [
-    (dict(data=dict(level="huge")), "choose from micro, full"), (dict(data=dict(partial=1.5)), "partial=1.5"),
+    (dict(data=dict(level="huge")), "choose from micro, full"), (dict(data=dict(world="faces")), "choose from scenes, digits"), (dict(data=dict(partial=1.5)), "partial=1.5"),
     (dict(training=dict(STAGE, block_schedule=[(1, 0.5)])), "one block size"), (dict(vaes=dict(name="vaes", image=TINY, vae=dict(TINY, d_latent=8), dit=dict(d_latent=8))), "d_latent=16"),
     (dict(vaes=dict(name="vaes", image=TINY, vae=dict(TINY, block_size=4))), "block_size=4"), (dict(prior=dict(image=None)), "text alone"),
 ])

@@ -4,22 +4,23 @@
 
 # %% auto #0
 __all__ = ['THEMES', 'COLOURS', 'SHAPES', 'ROWS', 'COLUMNS', 'PLACES', 'MOST', 'SIDE', 'CELL', 'GLYPH', 'JITTERS', 'GLYPHS',
-           'PALETTE', 'ALLOWED_WRONG', 'OPENINGS', 'CONNECTORS', 'END', 'NUMBERS', 'DESCRIBE', 'LENGTHS', 'FIELDS',
-           'LEVELS', 'Thing', 'Scene', 'theme_of', 'scene_fault', 'all_scenes', 'stamps', 'cell_of', 'render',
+           'PALETTE', 'Palette', 'ALLOWED_WRONG', 'OPENINGS', 'CONNECTORS', 'END', 'NUMBERS', 'DESCRIBE', 'LENGTHS',
+           'FIELDS', 'LEVELS', 'Thing', 'Scene', 'theme_of', 'scene_fault', 'all_scenes', 'stamps', 'cell_of', 'render',
            'check_pictures', 'to_rgb', 'from_rgb', 'templates', 'one_hot', 'Sighting', 'judge_pictures', 'Clause',
            'write_caption', 'read_caption', 'things_told', 'possible', 'questions', 'answer_to', 'scene_tokenizer',
            'token_rows', 'clause_codes', 'meaning_keys', 'meaning_key', 'Meanings', 'list_meanings', 'Example',
-           'split_scenes', 'log_wordings', 'CaptionJudgement', 'Scenes', 'pair_probabilities', 'candidates',
-           'caption_log_prob', 'SceneEntropies', 'scene_entropies', 'matching_references', 'independent_captions',
-           'independent_pictures', 'QuestionBounds', 'question_bounds', 'free_field_distances', 'mosaic']
+           'split_scenes', 'log_wordings', 'CaptionJudgement', 'things_shown', 'fits_caption', 'jitter_entropy',
+           'SceneJudge', 'Scenes', 'pair_probabilities', 'candidates', 'caption_log_prob', 'SceneEntropies',
+           'scene_entropies', 'matching_references', 'independent_captions', 'independent_pictures', 'QuestionBounds',
+           'question_bounds', 'free_field_distances', 'mosaic', 'PictureWorld']
 
 # %% ../../nbs/9_unified/01_scenes.ipynb #6dfa7fe3
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import combinations, permutations, product, starmap
 from math import factorial, inf, log
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -158,13 +159,19 @@ def render(
     return picture
 
 # %% ../../nbs/9_unified/01_scenes.ipynb #15eab1f4
-def check_pictures(pictures: np.ndarray) -> None:   # any array
+Palette = UInt8[np.ndarray, "colours 3"]   # RGB of each index
+
+
+def check_pictures(
+    pictures: np.ndarray,        # any array
+    palette: Palette = PALETTE,
+) -> None:
     "Raise `ValueError` unless the last two axes are a picture of palette indices."
     if pictures.shape[-2:] != (SIDE, SIDE):
         raise ValueError(f"a picture of shape {pictures.shape}: it must be {SIDE}x{SIDE} palette indices")
     if not np.issubdtype(pictures.dtype, np.integer):
         raise ValueError(f"a picture of {pictures.dtype}: palette indices are integers")
-    last = len(PALETTE) - 1
+    last = len(palette) - 1
     outside = (pictures < 0) | (pictures > last)
     if outside.any():
         first = pictures[outside][0]
@@ -172,26 +179,30 @@ def check_pictures(pictures: np.ndarray) -> None:   # any array
 
 
 def to_rgb(
-    pictures: np.ndarray,   # (..., 16, 16), palette indices
+    pictures: np.ndarray,        # (..., 16, 16), palette indices
+    palette: Palette = PALETTE,
 ) -> UInt8[np.ndarray, "*b 16 16 3"]:
     "Look up the colours of palette indices; `ValueError` for what is no picture."
-    check_pictures(pictures)
-    return PALETTE[pictures]
+    check_pictures(pictures, palette)
+    return palette[pictures]
 
 # %% ../../nbs/9_unified/01_scenes.ipynb #a0a24613
-def from_rgb(image: np.ndarray) -> Int[np.ndarray, "16 16"]:   # (16, 16, 3), values 0..255
+def from_rgb(
+    image: np.ndarray,           # (16, 16, 3), values 0..255
+    palette: Palette = PALETTE,
+) -> Int[np.ndarray, "16 16"]:
     "Turn RGB into palette indices; `ValueError` for a wrong size, mode or value range, or for a colour of no index."
     if image.shape != (SIDE, SIDE, 3):
         raise ValueError(f"an image of shape {image.shape}: it must be RGB, ({SIDE}, {SIDE}, 3)")
     if image.dtype != np.uint8:
         raise ValueError(f"an image of {image.dtype}: RGB values are uint8, 0 to 255")
-    same = (image[:, :, None] == PALETTE).all(-1)
+    same = (image[:, :, None] == palette).all(-1)
     unknown = ~same.any(-1)
     if unknown.any():
         row, column = np.argwhere(unknown)[0]
         colour = tuple(image[row, column].tolist())
         where = f"row {row}, column {column}"
-        raise ValueError(f"colour {colour} at {where} is none of the palette's {len(PALETTE)}")
+        raise ValueError(f"colour {colour} at {where} is none of the palette's {len(palette)}")
     return same.argmax(-1)
 
 # %% ../../nbs/9_unified/01_scenes.ipynb #51f4d8cd
@@ -561,8 +572,89 @@ class CaptionJudgement(NamedTuple):
     describes: bool    # ... and it describes the scene it was judged by
     clauses: tuple[Clause, ...]   # empty if it does not parse
 
+# %% ../../nbs/9_unified/01_scenes.ipynb #fbc2e635
+def things_shown(sight: Sighting, scene: Scene) -> float:
+    "Compute the share of a scene's things that a picture shows."
+    shown = set(sight.things) & set(scene.things)
+    return len(shown) / len(scene.things)
+
+
+def fits_caption(sight: Sighting, caption: str) -> bool:
+    "Tell whether a picture is accepted and shows what a caption says."
+    return sight.accepted and things_told(read_caption(caption), sight.scene) is not None
+
+
+def jitter_entropy(seen: Iterable[Sighting]) -> float:
+    "Compute the entropy of the places within cells, nats a thing."
+    counts = Counter(jitter for sight in seen if sight.accepted for jitter in sight.jitters)
+    if not counts:
+        return 0.0
+    shares = np.array([counts[jitter] for jitter in range(len(JITTERS))]) / counts.total()
+    return float(entropy(shares))
+
+
+class SceneJudge:
+    "What can be asked of scenes, and what the judge says; `most` and `partial` are the world's."
+    most: int
+    partial: bool
+
+    def questions(self, scene: Scene) -> dict[str, list[Question]]:
+        "List the questions that a scene answers, by kind."
+        return questions(scene)
+
+    def check_caption(self, text: str) -> None:
+        "Raise `ValueError` for what is no caption."
+        read_caption(text)
+
+    def judge_caption(self, text: str, scene: Scene | None = None) -> CaptionJudgement:
+        "Judge a caption by itself and, if there is one, by the scene that it should describe."
+        try:
+            clauses = read_caption(text)
+        except ValueError:
+            return CaptionJudgement(False, False, False, ())
+        own_form = all((None in clause) == self.partial for clause in clauses)
+        can_be = own_form and possible(clauses) and len(clauses) <= self.most
+        describes = can_be and scene is not None and things_told(clauses, scene) is not None
+        return CaptionJudgement(True, can_be, describes, clauses)
+
+    def see(self, pictures: np.ndarray) -> list[Sighting]:   # (b, 16, 16), palette indices
+        "Judge pictures."
+        return judge_pictures(pictures)
+
+    def shown(self, sight: Sighting, scene: Scene) -> float:
+        "Compute the share of a scene's things that a picture shows."
+        return things_shown(sight, scene)
+
+    def fits(self, sight: Sighting, caption: str) -> bool:
+        "Tell whether a picture is accepted and shows what a caption says."
+        return fits_caption(sight, caption)
+
+    def gauges(self, seen: list[Sighting]) -> dict[str, list[float]]:
+        "Measure drawn pictures beyond what they show."
+        return {"jitter entropy": [jitter_entropy(seen)]}
+
+    def free_distances(self, captions: Sequence[str], drawn: Sequence[Scene]) -> dict[str, float]:
+        "Compare what is drawn where captions are silent with the exact posterior."
+        return free_field_distances(self, captions, drawn)
+
+    def matching(self) -> dict[str, Reference]:
+        "Compute chance and best score of a picture or caption that should go with the other."
+        return matching_references(self)
+
+    def alone(self) -> dict[str, Reference]:
+        "Compute chance of captions and pictures by themselves: independent clauses, or cells."
+        captions = np.mean([independent_captions(count) for count in range(1, self.most + 1)])
+        return {
+            "caption alone": Reference(float(captions), 1.0, 0.0),
+            "picture alone": Reference(independent_pictures(self.most), 1.0, 0.0),
+        }
+
+    def information(self) -> float:
+        "Compute what a picture and its caption share, nats."
+        return scene_entropies(self).information
+
 # %% ../../nbs/9_unified/01_scenes.ipynb #4f59e447
-class Scenes:
+class Scenes(SceneJudge):
     "A world of pictures and captions with training, validation and test scenes."
 
     def __init__(self,
@@ -589,6 +681,16 @@ class Scenes:
             inside = self.split_numbers == split_number(split)
         sizes = np.bincount(self.counts[inside])
         return inside / (self.most * sizes[self.counts])
+
+    @property
+    def palette(self) -> Palette:
+        "The colours."
+        return PALETTE
+
+    @property
+    def colours(self) -> list[str]:
+        "Their names: of backgrounds, then of things."
+        return [*THEMES, *COLOURS]
 
     def draw(self, n: int, seed: int, split: str = "train") -> list[Example]:
         "Draw pictures with captions; `ValueError` for an unknown split."
@@ -618,20 +720,9 @@ class Scenes:
 
     def ask(self, scene: Scene, rng: np.random.Generator) -> Question:
         "Draw a question on a scene: a kind, then one of its questions."
-        kinds = questions(scene)
+        kinds = self.questions(scene)
         kind = draw_one(rng, [*kinds])
         return draw_one(rng, kinds[kind])
-
-    def judge_caption(self, text: str, scene: Scene | None = None) -> CaptionJudgement:
-        "Judge a caption by itself and, if there is one, by the scene that it should describe."
-        try:
-            clauses = read_caption(text)
-        except ValueError:
-            return CaptionJudgement(False, False, False, ())
-        own_form = all((None in clause) == self.partial for clause in clauses)
-        can_be = own_form and possible(clauses) and len(clauses) <= self.most
-        describes = can_be and scene is not None and things_told(clauses, scene) is not None
-        return CaptionJudgement(True, can_be, describes, clauses)
 
 # %% ../../nbs/9_unified/01_scenes.ipynb #e6fec5a9
 def pair_probabilities(
@@ -782,9 +873,10 @@ class QuestionBounds(NamedTuple):
     nats: float            # H(answer | question)
 
 
-def _asked(scene: Scene) -> dict[tuple[str, str], float]:   # (question, answer) -> probability
+def _asked(
+    kinds: dict[str, list[Question]],      # on a scene
+) -> dict[tuple[str, str], float]:         # (question, answer) -> probability
     "Compute how likely each question on a scene is."
-    kinds = questions(scene)
     asked = {}
     for kind in kinds.values():
         for question in kind:
@@ -793,7 +885,7 @@ def _asked(scene: Scene) -> dict[tuple[str, str], float]:   # (question, answer)
 
 # %% ../../nbs/9_unified/01_scenes.ipynb #70326a12
 def question_bounds(
-    world: Scenes,
+    world: "PictureWorld",
     split: str | None = None,   # None: the whole world
 ) -> QuestionBounds:
     "Compute the bounds of question answering."
@@ -803,7 +895,7 @@ def question_bounds(
     for number in np.flatnonzero(probabilities):
         p = float(probabilities[number])
         answers = Counter()
-        for (question, answer), share in _asked(world.scenes[number]).items():
+        for (question, answer), share in _asked(world.questions(world.scenes[number])).items():
             by_question[question][answer] += p * share
             answers[answer] += share
         image_only += p * max(answers.values())
@@ -855,14 +947,15 @@ def free_field_distances(
 def mosaic(
     pictures: Int[np.ndarray, "b 16 16"],
     columns: int = 8,
-    scale: int = 4,   # side of a pixel
+    scale: int = 4,              # side of a pixel
+    palette: Palette = PALETTE,
 ) -> UInt8[np.ndarray, "height width 3"]:
     "Arrange pictures in rows, with white gaps."
     gap = scale
     missing = -len(pictures) % columns
     white = ((0, gap), (0, gap), (0, 0))
     tiles = []
-    for picture in to_rgb(pictures):
+    for picture in to_rgb(pictures, palette):
         large = picture.repeat(scale, 0).repeat(scale, 1)
         tiles.append(np.pad(large, white, constant_values=255))
     tiles += [np.full_like(tiles[0], 255)] * missing
@@ -871,3 +964,57 @@ def mosaic(
         row = np.concatenate(tiles[first:first + columns], 1)
         rows.append(row)
     return np.concatenate(rows)[:-gap, :-gap]
+
+# %% ../../nbs/9_unified/01_scenes.ipynb #d56cb49e
+@runtime_checkable
+class PictureWorld(Protocol):
+    "A world of 16x16 pictures with captions and questions; what a scene is, is its own affair."
+    palette: Palette         # RGB of each index of a picture
+    colours: list[str]       # their names
+    tokenizer: Tokenizer     # of captions, questions and answers, of `LENGTHS`
+    scenes: list             # all there are
+
+    def probabilities(self, split: str | None = None) -> np.ndarray:
+        "Compute p(scene), over the world or a split."
+
+    def draw(self, n: int, seed: int, split: str = "train") -> list:
+        "Draw examples, with `scene`, `picture` and `caption`."
+
+    def caption(self, scene: Any, rng: np.random.Generator) -> str:
+        "Draw a caption of a scene."
+
+    def ask(self, scene: Any, rng: np.random.Generator) -> Question:
+        "Draw a question on a scene."
+
+    def questions(self, scene: Any) -> dict[str, list[Question]]:
+        "List the questions that a scene answers, by kind."
+
+    def check_caption(self, text: str) -> None:
+        "Raise `ValueError` for what is no caption."
+
+    def judge_caption(self, text: str, scene: Any = None) -> CaptionJudgement:
+        "Judge a caption by itself and by the scene that it should describe."
+
+    def see(self, pictures: np.ndarray) -> list:
+        "Judge pictures: whether each is `accepted`, and its `scene`."
+
+    def shown(self, sight: Any, scene: Any) -> float:
+        "Compute the share of a scene that a picture shows."
+
+    def fits(self, sight: Any, caption: str) -> bool:
+        "Tell whether a picture is accepted and shows what a caption says."
+
+    def gauges(self, seen: list) -> dict[str, list[float]]:
+        "Measure drawn pictures beyond what they show, by name."
+
+    def free_distances(self, captions: Sequence[str], drawn: Sequence) -> dict[str, float]:
+        "Compare what is drawn where captions are silent with the posterior."
+
+    def matching(self) -> dict[str, Reference]:
+        "Compute chance and best score of a picture or caption that should go with the other."
+
+    def alone(self) -> dict[str, Reference]:
+        "Compute chance of captions and pictures by themselves."
+
+    def information(self) -> float:
+        "Compute what a picture and its caption share, nats."

@@ -4,17 +4,14 @@
 
 # %% auto #0
 __all__ = ['Outcomes', 'BLANK', 'SCORERS', 'Sample', 'UnifiedExam', 'unified_exam', 'score_references', 'same_scenes',
-           'vae_ceilings', 'things_shown', 'jitter_entropy', 'score_full', 'fits_caption', 'score_open',
-           'score_captions', 'score_answers', 'score_alone', 'score_null', 'score_joint', 'score_unified',
-           'LearnedPrior', 'PairLatent', 'exam_latents', 'learned_prior', 'metered_nats', 'score_nats', 'picture_text',
-           'picture_from_text', 'drawn_samples', 'described_samples', 'answered_samples', 'paired_samples',
-           'samples_of']
+           'vae_ceilings', 'score_full', 'score_open', 'score_captions', 'score_answers', 'score_alone', 'score_null',
+           'score_joint', 'score_unified', 'LearnedPrior', 'PairLatent', 'exam_latents', 'learned_prior',
+           'metered_nats', 'score_nats', 'picture_text', 'picture_from_text', 'drawn_samples', 'described_samples',
+           'answered_samples', 'paired_samples', 'samples_of']
 
 # %% ../../nbs/9_unified/07_unified_scores.ipynb #72384c9f
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,26 +21,22 @@ from torch import Tensor
 
 from ..config import ODEConfig, stream
 from ..evidence.scores import row
-from ..lab.toys import entropy
 from ..measure.density import VelocityField, flow_log_prob
 from ..text.testbed import Question, Reference
+from .digits import picture_world
 from .image_vae import picture_ids, returned_ids, pictures_of
 from .mmdit import MMDiT
 from .multimodal_sample import image_field, text_field
-from colanb.unified.scenes import (
-    DESCRIBE, Example, JITTERS, SIDE, Scene, Scenes, Sighting, free_field_distances, independent_captions,
-    independent_pictures, judge_pictures, matching_references, question_bounds, read_caption, scene_entropies,
-    things_told, token_rows,
-)
+from .scenes import DESCRIBE, PictureWorld, SIDE, question_bounds, token_rows
 from .unified_elbo import information_meter, pair_densities
 from .unified_train import UnifiedModel
 
 # %% ../../nbs/9_unified/07_unified_scores.ipynb #ea25842b
 class UnifiedExam(NamedTuple):
     "Held-out scenes and what is asked of them."
-    world: Scenes                 # captions say everything
-    open_world: Scenes            # captions leave something of each thing open
-    examples: list[Example]
+    world: PictureWorld           # captions say everything
+    open_world: PictureWorld      # captions leave things open
+    examples: list                # of the world: `scene`, `picture` and `caption`
     open_captions: list[str]
     questions: list[Question]
 
@@ -63,9 +56,10 @@ def unified_exam(
     level: str = "full",
     split: str = "test",      # 'validation' to choose settings
     seed: int = 2605,
+    kind: str = "scenes",     # of world
 ) -> UnifiedExam:
     "Draw what is asked."
-    world, open_world = Scenes(level), Scenes(level, partial=True)
+    world, open_world = (picture_world(kind, level, partial) for partial in (False, True))
     rng = np.random.default_rng([seed, items])
     examples = world.draw(items, seed, split)
     open_captions = [open_world.caption(example.scene, rng) for example in examples]
@@ -73,14 +67,10 @@ def unified_exam(
     return UnifiedExam(world, open_world, examples, open_captions, questions)
 
 # %% ../../nbs/9_unified/07_unified_scores.ipynb #fb28244d
-@cache
-def score_references(level: str) -> dict[str, Reference]:
+def score_references(world: PictureWorld, open_world: PictureWorld) -> dict[str, Reference]:
     "Compute chance and best score of each metric."
-    full = matching_references(Scenes(level))
-    open_ones = matching_references(Scenes(level, partial=True))
-    asked = question_bounds(Scenes(level))
-    most = Scenes(level).most
-    captions = np.mean([independent_captions(count) for count in range(1, most + 1)])
+    full, open_ones = world.matching(), open_world.matching()
+    asked = question_bounds(world)
     fits = full["caption fits picture"]
     return {
         "scene of caption": full["exact scene from caption"],
@@ -88,8 +78,7 @@ def score_references(level: str) -> dict[str, Reference]:
         "picture fits open caption": open_ones["picture fits caption"],
         "caption of picture": fits,
         "answer": Reference(max(asked.question_only, asked.image_only), 1.0, 0.0),
-        "caption alone": Reference(float(captions), 1.0, 0.0),
-        "picture alone": Reference(independent_pictures(most), 1.0, 0.0),
+        **world.alone(),
         "text first": fits,
         "image first": fits,
         "scene, another caption": full["exact scene from caption"],
@@ -101,8 +90,8 @@ def score_references(level: str) -> dict[str, Reference]:
 
 # %% ../../nbs/9_unified/07_unified_scores.ipynb #09e6e33d
 def same_scenes(
-    seen: Sequence[Sighting],
-    scenes: Sequence[Scene],
+    seen: Sequence,       # what the judge saw
+    scenes: Sequence,
 ) -> list[bool]:
     "Tell which pictures are accepted and show the scene they should."
     return [sight.accepted and sight.scene == scene for sight, scene in zip(seen, scenes, strict=True)]
@@ -115,16 +104,20 @@ def _texts_back(model: UnifiedModel, texts: list[str], kind: str) -> float:
     return float((back == ids).all(-1).float().mean())
 
 
-def vae_ceilings(model: UnifiedModel, exam: UnifiedExam) -> dict[str, float]:
+def vae_ceilings(
+    model: UnifiedModel,
+    exam: UnifiedExam,
+    references: dict[str, Reference],
+) -> dict[str, float]:
     "Measure what the VAEs give back: shares of scenes, captions and answers."
     ids = picture_ids(np.stack(exam.pictures), model.run.vaes.image).to(model.prior.kinds.device)
-    back = judge_pictures(pictures_of(returned_ids(model.vaes.image, ids), model.run.vaes.image))
+    back = exam.world.see(pictures_of(returned_ids(model.vaes.image, ids), model.run.vaes.image))
     scenes = float(np.mean(same_scenes(back, [example.scene for example in exam.examples])))
     captions = _texts_back(model, exam.captions, "caption")
     answers = _texts_back(model, [question.answer for question in exam.questions], "answer")
     return {
         "scene of caption": scenes,
-        "scene of open caption": scenes * score_references(model.run.data.level)["scene of open caption"].bayes,
+        "scene of open caption": scenes * references["scene of open caption"].bayes,
         "picture fits open caption": scenes,
         "caption of picture": captions,
         "answer": answers,
@@ -138,21 +131,6 @@ def vae_ceilings(model: UnifiedModel, exam: UnifiedExam) -> dict[str, float]:
 Outcomes = dict[str, Sequence[float]]   # metric -> one for each item
 
 
-def things_shown(sight: Sighting, scene: Scene) -> float:
-    "Compute the share of a scene's things that a picture shows."
-    shown = set(sight.things) & set(scene.things)
-    return len(shown) / len(scene.things)
-
-
-def jitter_entropy(seen: Iterable[Sighting]) -> float:
-    "Compute the entropy of the places within cells, nats a thing."
-    counts = Counter(jitter for sight in seen if sight.accepted for jitter in sight.jitters)
-    if not counts:
-        return 0.0
-    shares = np.array([counts[jitter] for jitter in range(len(JITTERS))]) / counts.total()
-    return float(entropy(shares))
-
-
 def _of_next(items: Sequence) -> list:
     "Give each item what belongs to the next one: a control."
     return [*items[1:], items[0]]
@@ -160,14 +138,15 @@ def _of_next(items: Sequence) -> list:
 
 def _seen(
     model: UnifiedModel,
+    world: PictureWorld,
     captions: Sequence[str] | None,   # None: pictures alone
     first: int,
     count: int,
-) -> list[Sighting]:
+) -> list:
     "Draw pictures and look at them."
     seeds = range(first, first + count)
     pictures = model.draw(seeds, captions)
-    return judge_pictures(np.stack(pictures))
+    return world.see(np.stack(pictures))
 
 
 def score_full(
@@ -177,20 +156,15 @@ def score_full(
 ) -> Outcomes:
     "Draw pictures of captions that say everything, and of the next item's."
     scenes = [example.scene for example in exam.examples]
-    seen = _seen(model, exam.captions, first, len(scenes))
-    other = _seen(model, _of_next(exam.captions), first, len(scenes))
+    seen = _seen(model, exam.world, exam.captions, first, len(scenes))
+    other = _seen(model, exam.world, _of_next(exam.captions), first, len(scenes))
     return {
         "scene of caption": same_scenes(seen, scenes),
-        "things of caption": list(map(things_shown, seen, scenes)),
+        "things of caption": list(map(exam.world.shown, seen, scenes)),
         "well-formed": [sight.accepted for sight in seen],
         "scene, another caption": same_scenes(other, scenes),
-        "jitter entropy": [jitter_entropy(seen)],
+        **exam.world.gauges(seen),
     }
-
-
-def fits_caption(sight: Sighting, caption: str) -> bool:
-    "Tell whether a picture is accepted and shows what a caption says."
-    return sight.accepted and things_told(read_caption(caption), sight.scene) is not None
 
 
 def score_open(
@@ -200,15 +174,15 @@ def score_open(
 ) -> Outcomes:
     "Draw pictures of captions that leave things open."
     scenes = [example.scene for example in exam.examples]
-    seen = _seen(model, exam.open_captions, first, len(scenes))
-    fits = list(map(fits_caption, seen, exam.open_captions))
+    seen = _seen(model, exam.world, exam.open_captions, first, len(scenes))
+    fits = list(map(exam.world.fits, seen, exam.open_captions))
     outcomes = {
         "picture fits open caption": fits,
         "scene of open caption": same_scenes(seen, scenes),
     }
     captions = [caption for caption, fit in zip(exam.open_captions, fits) if fit]
     drawn = [sight.scene for sight, fit in zip(seen, fits) if fit]
-    distances = free_field_distances(exam.open_world, captions, drawn)
+    distances = exam.open_world.free_distances(captions, drawn)
     return outcomes | {f"distance of free {field}": [value] for field, value in distances.items()}
 
 # %% ../../nbs/9_unified/07_unified_scores.ipynb #849511b5
@@ -269,7 +243,7 @@ def score_null(
     first: int,   # seed of the first item's noise
 ) -> Outcomes:
     "Draw pictures of no caption."
-    seen = _seen(model, None, first, len(exam.examples))
+    seen = _seen(model, exam.world, None, first, len(exam.examples))
     return {"picture alone": [sight.accepted for sight in seen]}
 
 
@@ -282,7 +256,7 @@ def score_joint(
     outcomes = {}
     for order in ("text first", "image first"):
         pairs = model.both(range(first, first + len(exam.examples)), order)
-        seen = judge_pictures(np.stack([picture for _, picture in pairs]))
+        seen = exam.world.see(np.stack([picture for _, picture in pairs]))
         agree = []
         for (text, _), sight in zip(pairs, seen):
             agree.append(sight.accepted and exam.world.judge_caption(text, sight.scene).describes)
@@ -323,8 +297,8 @@ def score_unified(
     setting: dict[str, Any],
 ) -> list[dict[str, Any]]:
     "Measure all that a model is trained for; rows hold chance, VAE ceiling and best score where they are known."
-    references = score_references(model.run.data.level)
-    ceilings = vae_ceilings(model, exam)
+    references = score_references(exam.world, exam.open_world)
+    ceilings = vae_ceilings(model, exam, references)
     rows = []
     for tasks, scorers in SCORERS.items():
         if not all(getattr(model.run.flow, task) for task in tasks):
@@ -428,7 +402,7 @@ def score_nats(
         true = pair_densities(prior, text, image)
         swapped = prior.log_image_given(image, text.roll(1, 0)) - true.image
     meter = metered_nats(model, exam, metered)
-    most = scene_entropies(exam.world).information
+    most = exam.world.information()
     values = {
         "nats told by the caption": (true.gain, most),
         "nats told by another caption": (swapped, math.nan),
@@ -481,13 +455,14 @@ def _samples(
 
 def drawn_samples(
     model: UnifiedModel,
+    world: PictureWorld,
     captions: Sequence[str],
     first: int,   # seed of the first item's noise
 ) -> list[Sample]:
     "Draw pictures of captions."
     pictures = model.draw(range(first, first + len(captions)), captions)
-    seen = judge_pictures(np.stack(pictures))
-    return _samples(pictures, captions, list(map(fits_caption, seen, captions)))
+    seen = world.see(np.stack(pictures))
+    return _samples(pictures, captions, list(map(world.fits, seen, captions)))
 
 
 def described_samples(
@@ -513,11 +488,11 @@ def answered_samples(
     return _samples(exam.pictures, list(map(" ".join, zip(asked, answers))), right)
 
 
-def paired_samples(model: UnifiedModel, world: Scenes, seeds: range, order: str) -> list[Sample]:
+def paired_samples(model: UnifiedModel, world: PictureWorld, seeds: range, order: str) -> list[Sample]:
     "Draw both."
     texts, pictures = zip(*model.both(seeds, order))
     right = []
-    for text, sight in zip(texts, judge_pictures(np.stack(pictures))):
+    for text, sight in zip(texts, world.see(np.stack(pictures))):
         right.append(sight.accepted and world.judge_caption(text, sight.scene).describes)
     return _samples(pictures, texts, right)
 
@@ -532,8 +507,8 @@ def samples_of(
     few = exam._replace(examples=exam.examples[:count], questions=exam.questions[:count])
     seeds = range(first, first + count)
     return {
-        "drawn": drawn_samples(model, few.captions, first),
-        "drawn openly": drawn_samples(model, exam.open_captions[:count], first),
+        "drawn": drawn_samples(model, exam.world, few.captions, first),
+        "drawn openly": drawn_samples(model, exam.world, exam.open_captions[:count], first),
         "described": described_samples(model, few, first),
         "answered": answered_samples(model, few, first),
         "text first": paired_samples(model, exam.world, seeds, "text first"),

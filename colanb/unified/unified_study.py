@@ -87,7 +87,7 @@ def measure_unified(
     results: Path,
 ) -> list[dict[str, Any]]:
     "Score a model; one of all three tasks is priced too, and a few samples of it are written."
-    exam = unified_exam(study.items, model.run.data.level)
+    exam = unified_exam(study.items, model.run.data.level, kind=model.run.data.world)
     setting = {"arm": arm}
     rows = score_unified(model, exam, seed, setting)
     flow = model.run.flow
