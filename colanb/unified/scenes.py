@@ -9,10 +9,10 @@ __all__ = ['THEMES', 'COLOURS', 'SHAPES', 'ROWS', 'COLUMNS', 'PLACES', 'MOST', '
            'check_pictures', 'to_rgb', 'from_rgb', 'templates', 'one_hot', 'Sighting', 'judge_pictures', 'Clause',
            'write_caption', 'read_caption', 'things_told', 'possible', 'questions', 'answer_to', 'scene_tokenizer',
            'token_rows', 'clause_codes', 'meaning_keys', 'meaning_key', 'Meanings', 'list_meanings', 'Example',
-           'split_scenes', 'log_wordings', 'CaptionJudgement', 'things_shown', 'fits_caption', 'jitter_entropy',
-           'SceneJudge', 'Scenes', 'pair_probabilities', 'candidates', 'caption_log_prob', 'SceneEntropies',
-           'scene_entropies', 'matching_references', 'independent_captions', 'independent_pictures', 'QuestionBounds',
-           'question_bounds', 'free_field_distances', 'mosaic', 'PictureWorld']
+           'hashed_splits', 'split_scenes', 'log_wordings', 'CaptionJudgement', 'things_shown', 'fits_caption',
+           'jitter_entropy', 'SceneJudge', 'Scenes', 'pair_probabilities', 'candidates', 'caption_log_prob',
+           'SceneEntropies', 'scene_entropies', 'matching_references', 'independent_captions', 'independent_pictures',
+           'QuestionBounds', 'question_bounds', 'free_field_distances', 'mosaic', 'PictureWorld']
 
 # %% ../../nbs/9_unified/01_scenes.ipynb #6dfa7fe3
 from collections import Counter, defaultdict
@@ -546,6 +546,13 @@ class Example(NamedTuple):
     caption: str
 
 
+def hashed_splits(count: int, key: str) -> Int[np.ndarray, "count"]:
+    "Assign things to splits by a hash: 1/10 test, 1/10 validation, 8/10 train."
+    ranks = hash_ranks(count, key)
+    tenths = ranks * 10 // count
+    return np.minimum(tenths, split_number("train"))
+
+
 def split_scenes(
     scenes: Sequence[Scene],
     seed: int,
@@ -555,8 +562,7 @@ def split_scenes(
     numbers = np.empty(len(scenes), int)
     for count in np.unique(counts):
         own = np.flatnonzero(counts == count)
-        ranks = hash_ranks(len(own), f"scenes.{seed}.{count}")
-        numbers[own] = np.minimum(ranks * 10 // len(own), split_number("train"))
+        numbers[own] = hashed_splits(len(own), f"scenes.{seed}.{count}")
     return numbers
 
 # %% ../../nbs/9_unified/01_scenes.ipynb #b3e00b9c

@@ -14,7 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from ..config import CommandLine, SampleConfig, command, model_place, positive
-from ..release.cli import check_device, sampling
+from ..release.cli import add_sampling, check_device, sampling
 
 # %% ../../nbs/9_unified/09_unified_cli.ipynb #35c22ecc
 MODES = ("RGB", "L", "P")   # of images: 8 bits of colour, grey or palette, nothing transparent
@@ -94,16 +94,7 @@ def picture_parser() -> CommandLine:
         "--strip", metavar="FILE.png", help="also write the way from noise to the picture, a picture for each step")
     parser.add_argument(
         "--scale", type=positive(int), default=16, metavar="N", help="dots of a pixel each way (default: 16)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the noise (default: 0)")
-    parser.add_argument(
-        "--steps", type=int, help="solver steps (default: the run's)")
-    parser.add_argument(
-        "--guidance", type=float, metavar="SCALE", help="guidance scale, 1 is plain (default: the run's)")
-    parser.add_argument(
-        "--temperature", type=float, help="of the decoder, 0 is greedy (default: the run's)")
-    parser.add_argument(
-        "--device", default="cpu", metavar="NAME", help="where the networks run, such as cuda (default: cpu)")
+    add_sampling(parser)
     parser.set_defaults(tokens=None)   # lengths of texts are the world's
     return parser
 

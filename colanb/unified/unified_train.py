@@ -44,7 +44,7 @@ from colanb.unified.mmdit import (
     Latents, MMDiT, MMDiTConfig, TASKS, Task, UnifiedFlowConfig, draw_task, task_loss, task_terms,
 )
 from .multimodal_sample import Sampled, UnifiedSampler
-from .scenes import DESCRIBE, LENGTHS, PictureWorld, mosaic, scene_tokenizer, token_rows
+from .scenes import DESCRIBE, LENGTHS, PictureWorld, mosaic, token_rows
 
 # %% ../../nbs/9_unified/05_unified_train.ipynb #9b325984
 class PairsConfig(Config):
