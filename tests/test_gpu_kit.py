@@ -108,7 +108,7 @@ def test_a_campaign_that_is_ended_keeps_what_it_has(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(gpu, "run_campaign", ended)
-    monkeypatch.setattr(gpu, "_lacking", lambda profile, place: [])
+    monkeypatch.setattr(gpu, "_lacking", lambda profile, place, timed: [])
     with pytest.raises(KeyboardInterrupt): gpu.run_one("campaign", gpu.Setup("cpu", True, tmp_path / "pack", tmp_path, 100.0))
     assert len(json.loads((tmp_path / "campaign.json").read_text())["units"]) == 2
     with zipfile.ZipFile(tmp_path / "campaign.zip") as packed: assert sorted(packed.namelist()) == [f"english/{i}.json" for i in range(2)]
