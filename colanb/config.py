@@ -820,6 +820,7 @@ class Profile(Config):
     sweeps: dict[str, SweepConfig] = {}
     studies: dict[str, StudyConfig] = {}
     sampled: Literal["runs", "sampling"] = "sampling"   # data/results/<this>: many sampler settings of a study or sweep
+    unified: dict[str, dict[str, str]] = {}   # models of text and pictures that DVC trains: any name -> {rules, arm}
     studied: list[str] = []             # this profile's name if DVC draws the figures of its studies, else nothing
 
     def _entry(self, kind: str, name: str, entries: dict[str, Any]) -> Any:

@@ -6,13 +6,13 @@ import signal
 import pytest
 import torch
 
-from colanb.config import stream
+from colanb.config import load_profile, stream
 from colanb.learn.losses import StepContext
 from colanb.learn.path import sample_time
 from colanb.unified.mmdit import MMDiT, Packed, TASKS
 from colanb.unified.multimodal_sample import image_field
 from colanb.unified.scenes import Scenes, things_told, read_caption
-from colanb.unified.unified_study import judge_unified, read_unified_study, unified_rows
+from colanb.unified.unified_study import RIVALS, judge_unified, read_unified_study, unified_rows
 from colanb.unified.unified_train import (
     Autoencoders, PairRows, UnifiedRun, load_unified, load_vaes, pair_corpus, train_unified, train_vaes, unified_loss)
 
@@ -220,6 +220,15 @@ def test_rules_of_the_study():
         assert steps[name] == pytest.approx(share * steps["unified"], abs=1), f"{name}: as many samples of its task"
     assert {verdict.verdict for verdict in judge_unified(study, unified_rows(study, study_folder_without_results()))} == {"NT"}
     with pytest.raises(ValueError, match="choose from unified"): study.arm("both")
+
+
+def test_the_pipeline_trains_all_arms_and_rivals():
+    study, profile = read_unified_study(), load_profile(name="tiny")
+    of_scenes = [entry["arm"] for entry in profile.unified.values() if entry["rules"] == "unified"]
+    assert sorted(of_scenes) == sorted([*study.arms, *RIVALS]) and profile.seeds == study.seeds
+    digits = [entry for entry in profile.unified.values() if entry["rules"] == "unified_digits"]
+    assert [entry["arm"] for entry in digits] == ["unified"]
+    assert study.captioner.vocab_size == study.arm("answers").vaes.vae.vocab_size
 
 
 def test_real_pictures_have_rules_that_judge_nothing():

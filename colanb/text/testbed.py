@@ -86,7 +86,7 @@ def hash_ranks(
     key: str,  # decides the order
 ) -> Int[np.ndarray, "count"]:
     "Rank the numbers below `count` in an order that looks random but depends on `key` alone."
-    def digest(value: int) -> bytes:
+    def digest(value):
         return hashlib.sha256(f"{key}.{value}".encode()).digest()
 
     order = sorted(range(count), key=digest)

@@ -9,8 +9,8 @@ __all__ = ['DIGITS', 'GREYS', 'GREY_PALETTE', 'Four', 'SOME', 'Handwriting', 'ha
            'picture_world']
 
 # %% ../../nbs/9_unified/02_digits.ipynb #3c07bf25
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import product
 from math import log, nan
@@ -23,7 +23,7 @@ from ..text.testbed import Question, Reference, SPLITS, draw_one, split_number
 from ..text.tokenizer import Tokenizer, word_tokenizer
 from colanb.unified.scenes import (
     CELL, CaptionJudgement, DESCRIBE, LENGTHS, PLACES, PictureWorld, SIDE, Scenes, cell_of, hashed_splits,
-    question_bounds, token_rows,
+    question_bounds, questions_by_kind, token_rows,
 )
 
 # %% ../../nbs/9_unified/02_digits.ipynb #1fcb162b
@@ -189,24 +189,22 @@ def is_true_of(
     return all(digit in (None, true) for digit, true in pairs)
 
 # %% ../../nbs/9_unified/02_digits.ipynb #9048ea2b
-def digit_questions(scene: Four) -> dict[str, list[Question]]:
-    "List the questions on four digits, by kind."
-    asked = defaultdict(list)
-
-    def ask(kind: str, question: str, answer: str) -> None:
-        asked[kind].append(Question(question, answer, choices=(), bayes=1.0))
-
+def _asked_of(scene: Four) -> Iterator[tuple[str, str, str]]:   # kind, question, answer
     for place, digit in zip(PLACES, scene):
-        ask("digit at", f"what is {place} ?", DIGITS[digit])
+        yield "digit at", f"what is {place} ?", DIGITS[digit]
     counts = Counter(scene)
     for digit in sorted(counts):
         name = DIGITS[digit]
         count = counts[digit]
-        ask("count", f"how many {name} are there ?", DIGITS[count])
+        yield "count", f"how many {name} are there ?", DIGITS[count]
         if count == 1:
             place = PLACES[scene.index(digit)]
-            ask("place of", f"where is {name} ?", place)
-    return dict(asked)
+            yield "place of", f"where is {name} ?", place
+
+
+def digit_questions(scene: Four) -> dict[str, list[Question]]:
+    "List the questions on four digits, by kind."
+    return questions_by_kind(_asked_of(scene))
 
 
 def digit_tokenizer() -> Tokenizer:
