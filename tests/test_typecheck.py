@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import TypeCheckError
 
 from colanb.learn.path import interpolate
@@ -29,7 +30,7 @@ def test_a_wrong_shape_that_pytorch_would_take_is_refused():
 
 
 def test_a_wrong_type_is_refused():
-    with pytest.raises(TypeCheckError, match="config"): SelfAttention({"width": 8})
+    with pytest.raises(BeartypeCallHintViolation, match="config"): SelfAttention({"width": 8})
 
 
 @pytest.mark.parametrize("setting,error", [("1", "TypeCheckError"), ("0", "RuntimeError"), (None, "RuntimeError")])
