@@ -20,10 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from ..config import differences
 from .parallel import current_group, full
@@ -180,9 +177,11 @@ def _write_folder(folder: Path, tensors: dict[str, Tensor], needed: int, state: 
         if needed > shutil.disk_usage(folder.parent).free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     group.wait()
+    from torch.distributed import checkpoint   # late: takes seconds, and who only reads results needs none of it
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     with warnings.catch_warnings(action="ignore", category=UserWarning):   # a process alone is warned about it
-        dcp.save(tensors, storage_writer=writer, no_dist=group.world == 1)
+        checkpoint.save(tensors, storage_writer=writer, no_dist=group.world == 1)
     if group.main:
         (folder / "state.json").write_text(json.dumps(state))
         seal(folder)
@@ -197,6 +196,7 @@ def save_checkpoint(
     keep: int = 2,           # newest checkpoints that stay
 ) -> None:
     "Write `folder/step-XXXXXXX` and drop old ones; `OSError` with cause and bytes needed if the disk does not take it."
+    from torch.distributed.checkpoint.api import CheckpointException
     folder = Path(folder)
     path = folder / f"step-{step:07d}"
     unfinished = folder / f".{path.name}"
@@ -252,11 +252,13 @@ def _empty_states(stored: dict[str, Any], model: nn.Module) -> States:
 # %% ../../nbs/3_learn/05_checkpoint.ipynb #2355e24f
 def _read_checkpoint(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], States]:
     "Load the model in place; returns all tensors by name, and the optimiser states by parameter."
+    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     reader = HuggingFaceStorageReader(str(path))
     states = _empty_states(reader.read_metadata().state_dict_metadata, model)
     tensors = _tensors_to_keep(model, _by_name(model, states))
     with warnings.catch_warnings(action="ignore", category=UserWarning):
-        dcp.load(tensors, storage_reader=reader, no_dist=current_group().world == 1)
+        checkpoint.load(tensors, storage_reader=reader, no_dist=current_group().world == 1)
     return tensors, states
 
 # %% ../../nbs/3_learn/05_checkpoint.ipynb #eeadfa11
@@ -267,6 +269,7 @@ def load_checkpoint(
     settings: dict[str, Any] | None = None,   # what must be as in `settings` of the saved state, as far as it is there
 ) -> dict | None:  # the state that was saved; None if there is no checkpoint
     "Restore all from the newest whole checkpoint; `ValueError` if it is another model's, or of other settings."
+    from torch.distributed.checkpoint.api import CheckpointException
     group = current_group()
     newest = newest_whole(Path(folder)) if group.main else None
     path = group.broadcast(newest)

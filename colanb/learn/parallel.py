@@ -17,9 +17,6 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..config import pick_device
 from ..model.trunk import Trunk, compiled_block
@@ -114,6 +111,8 @@ def shard(objective: nn.Module, group: Group, precision: str) -> nn.Module:
     "Shard a module's parameters over the group, in place; its `forward` must be the whole pass."
     if group.world == 1:
         return objective
+    from torch.distributed.device_mesh import init_device_mesh   # late: takes seconds, and a process alone needs none of it
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     # true in general, but nothing here changes a block's output in place
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
     policy = MixedPrecisionPolicy()
@@ -133,6 +132,9 @@ def shard(objective: nn.Module, group: Group, precision: str) -> nn.Module:
 # %% ../../nbs/3_learn/04_parallel.ipynb #e398a70e
 def full(x: Tensor) -> Tensor:
     "Put a tensor together from its shards; every process must call it."
+    if current_group().world == 1:
+        return x
+    from torch.distributed.tensor import DTensor
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 # %% ../../nbs/3_learn/04_parallel.ipynb #26c1de90
@@ -146,7 +148,7 @@ def autocast(device: str, precision: str) -> AbstractContextManager:
 @contextmanager
 def gathered(objective: nn.Module, precision: str) -> Iterator[None]:
     "Gather the parameters outside blocks, in the precision of training, for passes around the objective."
-    if not isinstance(objective, FSDPModule):
+    if current_group().world == 1:
         yield
         return
     objective.unshard()
@@ -160,6 +162,9 @@ def gathered(objective: nn.Module, precision: str) -> Iterator[None]:
 # %% ../../nbs/3_learn/04_parallel.ipynb #769707bd
 def _cut_like(x: Tensor, parameter: Tensor) -> Tensor:
     "Shard a whole tensor as a parameter is sharded."
+    if current_group().world == 1:
+        return x
+    from torch.distributed.tensor import DTensor, distribute_tensor
     if not isinstance(parameter, DTensor):
         return x
     return distribute_tensor(x, parameter.device_mesh, parameter.placements, src_data_rank=None)
