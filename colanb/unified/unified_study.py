@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['UNIFIED_STUDY', 'RIVALS', 'COLUMNS', 'Decision', 'Judged', 'TASK_METRICS', 'SEPARATE', 'JUDGES', 'UnifiedClaim',
            'UnifiedStudy', 'read_unified_study', 'rows_of_training', 'measure_unified', 'run_rival', 'run_arm',
-           'run_unified', 'unified_rows', 'Limit', 'all_of', 'arm_rows', 'arm_difference', 'scaled', 'judge_unified']
+           'run_unified', 'unified_rows', 'Limit', 'all_of', 'arm_rows', 'arm_difference', 'scaled', 'of_all_seeds',
+           'judge_unified']
 
 # %% ../../nbs/9_unified/10_unified_study.ipynb #5aa89a7f
 import json
@@ -219,7 +220,7 @@ def arm_rows(rows: pd.DataFrame, arm: str, metric: str) -> pd.DataFrame:
     "Choose the rows of an arm's metric, one for each seed."
     chosen = rows[(rows.arm == arm) & (rows.metric == metric)].sort_values("seed")
     if chosen.empty:
-        raise LookupError(f"no results of arm {arm!r}: {metric}")
+        raise LookupError(f"no results of all seeds of arm {arm!r}: {metric}")
     return chosen
 
 
@@ -324,8 +325,20 @@ def _masks_matter(
 JUDGES = {"F10a": _works, "F10b": _costs_nothing, "F10c": _is_joint, "F10d": _masks_matter}
 
 
-def judge_unified(study: UnifiedStudy, rows: pd.DataFrame) -> list[Verdict]:
-    "Judge all claims by the study's rules."
+def of_all_seeds(rows: pd.DataFrame, seeds: Sequence[int]) -> pd.DataFrame:
+    "Keep the arms that have all seeds: to judge some of them would be to look before the end."
+    counts = rows.groupby("arm").seed.nunique()
+    whole = counts[counts == len(seeds)].index
+    return rows[rows.arm.isin(whole)]
+
+
+def judge_unified(
+    study: UnifiedStudy,
+    rows: pd.DataFrame,
+    seeds: Sequence[int] | None = None,   # None: those that count
+) -> list[Verdict]:
+    "Judge all claims by the study's rules, each when all seeds of its arms are there."
+    rows = of_all_seeds(rows, seeds or study.seeds)
     verdicts = []
     for name, claim in study.claims.items():
         common = {"claim": name, "text": claim.text, "criterion": claim.criterion, "paper": "samples alone, no scores"}

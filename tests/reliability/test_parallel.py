@@ -16,7 +16,7 @@ from trainers import KINDS, fork, keep_checkpoints, ready, record, start, wait
 SCRIPT = Path(__file__).with_name("trainers.py")
 INTERVAL = dict(strategy="interval", interval_joint=3, interval_fixed=3, steps=12)
 BOUNDS = {"adamw": 1e-4, "muon": 1e-3}     # on losses; Muon works in bfloat16, whose rounding differs between processors
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLANB_TYPECHECK": "0"}   # annotations are checked in this process
 # trainings on two processes, all started at once: name -> (kind, changes)
 TOGETHER = {kind: (kind, dict(accumulate=2, steps=12, optimizer="adamw")) for kind in KINDS}
 TOGETHER |= {f"interval-{name}": ("prior", INTERVAL | dict(optimizer=name, recompute=True)) for name in BOUNDS}
