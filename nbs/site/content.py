@@ -51,8 +51,8 @@ class Content:
     def macros(self):
         "What a page may call."
         names = (
-            "claims", "counts", "symbols", "widget", "picture", "notebooks", "gallery", "scorecard", "open_rules", "share", "sample", "drawn",
-            "densities", "recorded")
+            "claims", "counts", "symbols", "widget", "picture", "notebooks", "gallery", "scorecard", "open_rules",
+            "share", "sample", "drawn", "densities", "recorded")
         return {name: getattr(self, name) for name in names}
 
     @cached_property
@@ -140,7 +140,8 @@ class Content:
 
     def drawn(self, name, alt):
         "A picture that the build draws beside a widget's numbers."
-        return f'<img class="still" loading="lazy" alt="{html.escape(alt, quote=True)}" src="{self.up}_static/data/{name}.svg">'
+        words = html.escape(alt, quote=True)
+        return f'<img class="still" loading="lazy" alt="{words}" src="{self.up}_static/data/{name}.svg">'
 
     def recorded(self, name):
         "A widget's numbers."
@@ -153,8 +154,10 @@ class Content:
         for token, normal, [line] in zip(record["tokens"], record["normal"], record["sums"]["exact"]):
             cells = "".join(f"<td>{number:.2f}</td>" for number in (normal, line[-1], normal + line[-1]))
             rows.append(f"<tr><th scope=\"row\">{html.escape(token)}</th>{cells}</tr>")
-        heads = "".join(f'<th scope="col">{name}</th>' for name in ("Token", "log N at the end", "divergence added up", "log p, nats"))
-        return f'<div class="still table-wrapper"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        names = "Token", "log N at the end", "divergence added up", "log p, nats"
+        heads = "".join(f'<th scope="col">{name}</th>' for name in names)
+        table = f'<table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+        return f'<div class="still table-wrapper">{table}</div>'
 
     def sample(self):
         "What the shipped model wrote, as the readme quotes it."

@@ -203,13 +203,13 @@ def alone(value):
 
 
 def bounds_record(root):
-    "ELBO and IWAE over the number of draws: the trained model's, all texts and each, and those of a toy that can be solved."
+    "ELBO and IWAE over the number of draws: of the trained model, all texts and each, and of a toy that can be solved."
     table = pd.read_csv(root / "figures/likelihood.csv").set_index("quantity")
     sizes = [int(name.removeprefix("IWAE_")) for name in table.index if name.startswith("IWAE_")]
     count = int(table.loc["ELBO"].n)
     mean = {
-        "bounds": [[k, *interval_of(table, f"IWAE_{k}")] for k in sizes], "truth": table.loc["log p(x), exact"].value, "unit": "nats per text",
-        "about": f"Means over {count} pairs of seed and text, with 95 % intervals.",
+        "bounds": [[k, *interval_of(table, f"IWAE_{k}")] for k in sizes], "truth": table.loc["log p(x), exact"].value,
+        "unit": "nats per text", "about": f"Means over {count} pairs of seed and text, with 95 % intervals.",
     }
     cases = {"trained model, all texts": mean}
     for item, part in measured_texts(root).groupby("item"):
@@ -223,7 +223,8 @@ def bounds_record(root):
         "bounds": points(toy, ["x", "value", "low", "high"]), "truth": 0.0, "unit": "above the truth",
         "about": f"Distance to log p(x) of {toy.n.iloc[0]:.0f} texts of a linear-Gaussian model, with 95 % intervals.",
     }
-    return {"cases": cases, "sources": ["figures/likelihood.csv", "data/results/likelihood/tiny", "figures/theory_b.csv"]}
+    sources = ["figures/likelihood.csv", "data/results/likelihood/tiny", "figures/theory_b.csv"]
+    return {"cases": cases, "sources": sources}
 
 
 def trained_settings(root):
@@ -243,14 +244,15 @@ def trained_settings(root):
 
 def toy_settings(table, code):
     "Parts of a toy's ELBO over the noise of its encoder, with the best decoder and a standard normal prior."
-    parts = {panel: table[(table.panel == f"A10 {panel}") & (table.label == code)].set_index("x") for panel in ("rate", "cost", "prior")}
-    truth = -table[(table.panel == "bound") & (table.label == "AR")].value.item()     # AR pays the entropy of the language
-    for x in parts["rate"].index:
+    own = table[table.label == code]
+    parts = {panel: own[own.panel == f"A10 {panel}"].set_index("x") for panel in ("rate", "cost", "prior")}
+    truth = -table[(table.panel == "bound") & (table.label == "AR")].value.item()     # AR pays the language's entropy
+    for x in sorted(parts["rate"].index):
         cost, rate = (interval_of(parts[panel], x) for panel in ("cost", "rate"))
         prior = float(parts["prior"].loc[x].value)
         yield {
-            "label": f"noise {x:.3g}", "x": float(x), "reconstruction": [-cost[0], -cost[2], -cost[1]], "rate": rate, "prior": alone(prior),
-            "elbo": alone(-cost[0] - rate[0] - prior), "truth": alone(truth),
+            "label": f"noise {x:.2g}", "x": float(f"{x:.2g}"), "rate": rate, "prior": alone(prior),
+            "reconstruction": [-cost[0], -cost[2], -cost[1]], "elbo": alone(-cost[0] - rate[0] - prior), "truth": alone(truth),
         }
 
 
@@ -258,12 +260,13 @@ def budget_record(root):
     "The ELBO in parts: of the trained model, text by text, and of two toys, over the noise of their encoders."
     table = pd.read_csv(root / "figures/theory_c.csv")
     trained = {
-        "settings": list(trained_settings(root)), "dial": "text", "curves": ["elbo", "truth"], "log": False, "about": "Trained model,",
+        "settings": list(trained_settings(root)), "dial": "text", "curves": ["elbo", "truth"], "log": False,
+        "about": "Trained model,",
     }
     toys = {
         f"toy: the latent names the {name}": {
-            "settings": list(toy_settings(table, code)), "dial": "noise of the encoder", "curves": ["reconstruction", "rate", "prior"],
-            "log": True, "top": 12, "about": "Toy,",
+            "settings": list(toy_settings(table, code)), "dial": "noise of the encoder",
+            "curves": ["reconstruction", "rate", "prior"], "log": True, "top": 12, "about": "Toy,",
         }
         for name, code in {"text": "invertible", "factors": "factors only"}.items()
     }

@@ -1,6 +1,6 @@
 """What the shipped model does on its way from noise to text and back, recorded for the widgets; seeds are fixed.
 
-`flow_record` follows the latents of a few texts as the sampler carries them, `density_record` the solve that gives a density."""
+`flow_record` follows latents of a few texts as the sampler carries them, `density_record` the solve for a density."""
 
 from unittest.mock import patch
 
@@ -31,7 +31,7 @@ def kind_of(token):
 
 @torch.no_grad()
 def sampled_paths(model, tokenizer, config):
-    "Latents of texts from nothing: (text, block, time, place in the block, channel), noise first; and the texts' tokens."
+    "Latents of texts from nothing: (text, block, time, place in the block, channel), noise first; and their tokens."
     sampler = Sampler(model.vae, model.dit, tokenizer, config.replace(max_new_tokens=TOKENS))
     prompts = [""] * len(SEEDS)
     states = begin_states(prompts, list(SEEDS), [0] * len(SEEDS))
@@ -60,7 +60,7 @@ def readings(model, path):
 
 
 def principal_axes(points):
-    "Mean, and the three directions of largest variance as columns, of points (n, channel). Each points to its largest loading."
+    "Mean of points (n, channel), and the three directions of largest variance as columns, largest loading positive."
     mean = points.mean(0)
     axes = torch.linalg.eigh((points - mean).T @ (points - mean))[1].flip(1)[:, :3]
     largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
@@ -78,17 +78,24 @@ def told(tokenizer, ids):
     return tokenizer.decode([ids], skip_special=False)
 
 
+def rounded(numbers, digits):
+    "Nested lists of numbers with fewer digits."
+    if isinstance(numbers, dict): return {name: rounded(part, digits) for name, part in numbers.items()}
+    if isinstance(numbers, list): return [rounded(part, digits) for part in numbers]
+    return round(numbers, digits)
+
+
 def point_records(tokenizer, places, ids):
     "Each latent of a text: what its token is, its way (time, 3) and what is read on it."
     for place, read in zip(places.tolist(), ids.tolist()):
         words = [told(tokenizer, token) for token in read]
-        yield {"kind": kind_of(words[-1]), "words": words, "path": [[round(value, 3) for value in at] for at in place]}
+        yield {"kind": kind_of(words[-1]), "words": words, "path": rounded(place, 3)}
 
 
 def flow_record(model, tokenizer, config):
     """The ways of latents from noise to data in three directions, and what the decoder reads on them.
 
-    The directions are those in which the finished latents differ most: most times lie near the noise, which has no direction of its own."""
+    The directions are those in which finished latents differ most: most times lie near the noise, which has none."""
     paths, tokens = sampled_paths(model, tokenizer, config)
     points = paths.transpose(2, 3).flatten(1, 2).double()  # (text, latent, time, channel)
     mean, axes = principal_axes(points[:, :, -1].flatten(0, 1))
@@ -98,7 +105,7 @@ def flow_record(model, tokenizer, config):
         texts.append({"text": tokenizer.decode(ids), "points": list(point_records(tokenizer, seen, read))})
     times = points.permute(2, 0, 1, 3).flatten(1, 2)       # (time, latent, channel)
     return {
-        "times": [round(t, 4) for t in solver_times(config)], "channels": points.shape[-1], "guidance": config.guidance_scale,
+        "times": rounded(solver_times(config), 4), "channels": points.shape[-1], "guidance": config.guidance_scale,
         "shares": [share_shown(part, axes) for part in times], "seeds": SEEDS, "texts": texts,
     }
 
@@ -120,7 +127,7 @@ def draw_flow(record, path):
 
 
 class Watched:
-    "Stands in for `flow_log_prob` and keeps what it passes: points (time, latent, ...) and integrals (time, probe, latent)."
+    "Stands in for `flow_log_prob` and keeps what it passes: points and the integrals (time, probe, latent)."
 
     def __call__(self, velocity, z, ode, generator, free, start):
         exact = ode.divergence == "exact"
@@ -143,7 +150,7 @@ def density_way(model, x, latents, start, kind):
     watched = Watched()
     with torch.no_grad(), patch.object(text_likelihood, "flow_log_prob", watched):
         scorer = SamplerScorer(model, start, solve_of(kind))
-        watched.total = scorer.log_prior(x, latents, stream(0, "probes")).log_prob.item()
+        scorer.log_prior(x, latents, stream(0, "probes"))
     return watched
 
 
@@ -157,12 +164,8 @@ def density_record(run, model, tokenizer):
     ways = {kind: density_way(model, x, latents, start, kind) for kind in KINDS}
     way = ways["exact"]
 
-    def sums(kind):   # (latent, probe, time)
-        return [[[round(value, 4) for value in line] for line in part] for part in ways[kind].integrals.permute(2, 1, 0).tolist()]
-
+    sums = {kind: ways[kind].integrals.permute(2, 1, 0).tolist() for kind in KINDS}   # (latent, probe, time)
     return {
-        "text": TEXT, "tokens": [told(tokenizer, token) for token in ids], "start": start, "channels": model.dit.config.d_latent,
-        "times": [round(t, 5) for t in way.times.tolist()], "normal": [round(value, 4) for value in way.normal.tolist()],
-        "sizes": way.points.flatten(2).norm(dim=-1).T.round(decimals=4).tolist(), "sums": {kind: sums(kind) for kind in KINDS},
-        "method": solve_of("exact").method,
+        "text": TEXT, "tokens": [told(tokenizer, token) for token in ids], "start": start,
+        "times": rounded(way.times.tolist(), 5), "normal": rounded(way.normal.tolist(), 4), "sums": rounded(sums, 4),
     }

@@ -1,11 +1,12 @@
-// The ELBO as a budget: reconstruction, rate and prior KL of a trained model's texts, or of a toy whose encoder gets more noise.
+// The ELBO as a budget: reconstruction, rate and prior KL of a trained model, or of a toy with more and more noise.
 import { COLORS, legend, lineChart } from "./chart.js";
 import { choose, furnish, make, slide, sources, svg } from "./dom.js";
 
 const PARTS = ["reconstruction", "rate", "prior"];
-const NAMES = { reconstruction: "reconstruction", rate: "minus rate", prior: "minus prior KL", elbo: "ELBO", truth: "truth" };
+const NAMES = { reconstruction: "reconstruction", rate: "rate", prior: "prior KL", elbo: "ELBO", truth: "truth" };
+const label = (name) => (["rate", "prior"].includes(name) ? `minus ${NAMES[name]}` : NAMES[name]);
 const WIDTH = 360, LEFT = 110, ROW = 26;
-const number = (value) => value.toFixed(2).replace("-", "−");
+const number = (value) => value.toFixed(value !== 0 && Math.abs(value) < 0.005 ? 5 : 2).replace("-", "−");
 
 // Where each bar begins and ends: the parts one after the other, then what they give and the truth from zero.
 export function barsOf(setting) {
@@ -24,13 +25,14 @@ function barChart(bars) {
   const low = Math.min(...bars.flatMap(({ from, to }) => [from, to]), -1e-6);
   const high = Math.max(...bars.flatMap(({ from, to }) => [from, to]), 0);
   const toX = (value) => LEFT + ((WIDTH - LEFT - 60) * (value - low)) / (high - low);
-  const words = bars.map(({ name, from, to }) => `${NAMES[name]} ${number(to - from)}`).join(", ");
-  const root = svg("svg", { viewBox: `0 0 ${WIDTH} ${30 + ROW * bars.length}`, role: "img", "aria-label": `In nats: ${words}` });
+  const words = bars.map(({ name, from, to }) => `${label(name)} ${number(to - from)}`).join(", ");
+  const viewBox = `0 0 ${WIDTH} ${30 + ROW * bars.length}`;
+  const root = svg("svg", { viewBox, role: "img", "aria-label": `In nats: ${words}` });
   root.append(svg("text", { x: 0, y: 14, "font-weight": 600 }, "The budget, nats per text"));
   bars.forEach(({ name, from, to }, at) => {
     const y = 24 + ROW * at;
     const x = toX(Math.min(from, to));
-    root.append(svg("text", { x: 0, y: y + 13 }, NAMES[name]));
+    root.append(svg("text", { x: 0, y: y + 13 }, label(name)));
     root.append(svg("rect", { x, y, width: Math.max(1, Math.abs(toX(to) - toX(from))), height: 17, fill: COLORS[at] }));
     root.append(svg("text", { x: WIDTH, y: y + 13, "text-anchor": "end" }, number(to - from)));
   });
@@ -48,9 +50,11 @@ export function start(place, data) {
   // The parts, or ELBO and truth, over the dial.
   function overview({ curves, top, log, dial }) {
     const own = settings().filter(({ x }) => x !== null);
-    const lines = Object.fromEntries(curves.map((name) => [NAMES[name], own.map(({ x, [name]: [value] }) => [x, Math.abs(value)])]));
-    const highest = Math.max(...Object.values(lines).flat().map(([, value]) => value));
-    const options = { title: "Nats to pay, without the sign", xLabel: dial, yLabel: "", log, mark: settings()[state.at].x, limits: [0, Math.min(top ?? highest, highest)] };
+    const curve = (name) => own.map(({ x, [name]: [value] }) => [x, Math.abs(value)]);
+    const lines = Object.fromEntries(curves.map((name) => [NAMES[name], curve(name)]));
+    const highest = top ?? Math.max(...Object.values(lines).flat().map(([, value]) => value));
+    const title = `Nats without the sign${top ? `, cut at ${top}` : ""}`;
+    const options = { title, xLabel: dial, yLabel: "", log, mark: settings()[state.at].x, limits: [0, highest] };
     const colors = curves.map((name) => COLORS[Object.keys(NAMES).indexOf(name)]);
     return make("div", {}, lineChart(lines, { ...options, colors }), legend(Object.keys(lines), colors));
   }
@@ -62,8 +66,10 @@ export function start(place, data) {
     };
     const sum = setting.reconstruction[0] - setting.rate[0] - setting.prior[0];
     const lines = [
-      `${about} ${setting.label}: reconstruction ${value("reconstruction")}, rate ${value("rate")}, prior KL ${value("prior")} nats.`,
-      `The parts give ${number(sum)}; the ELBO is ${value("elbo")} and the truth ${value("truth")}, ${number(setting.truth[0] - setting.elbo[0])} higher.`,
+      `${about} ${setting.label}: reconstruction ${value("reconstruction")}, rate ${value("rate")}, `
+        + `prior KL ${value("prior")} nats.`,
+      `The parts give ${number(sum)}; the ELBO is ${value("elbo")} and the truth ${value("truth")}, `
+        + `${number(setting.truth[0] - setting.elbo[0])} higher.`,
     ];
     reading.replaceChildren(...lines.map((line) => make("p", {}, line)));
   }
@@ -82,7 +88,8 @@ export function start(place, data) {
     dial.value = 0;
     dial.dispatchEvent(new Event("input"));
   });
-  const [dialLabel, dial] = slide("Dial", "dial", { min: 0, max: settings().length - 1, step: 1, value: 0, words }, (at) => { state.at = at; draw(); });
+  const ends = { min: 0, max: settings().length - 1, step: 1, value: 0, words };
+  const [dialLabel, dial] = slide("Setting", "dial", ends, (at) => { state.at = at; draw(); });
   furnish(place, [caseLabel, dialLabel], charts, reading, sources(data.sources));
   draw();
 }

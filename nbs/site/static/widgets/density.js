@@ -1,14 +1,16 @@
-// The log density of a text's latents by one ODE: what the divergence adds up to, all of it and by random probes, step by step.
+// The log density of latents by one ODE: what the divergence adds up to, all of it and by random probes, step by step.
 import { COLORS, legend, lineChart } from "./chart.js";
 import { choose, furnish, make, slide, sources } from "./dom.js";
 
 const total = (values) => values.reduce((sum, value) => sum + value, 0);
-const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
+const number = (value) => value.toFixed(2).replace("-", "−");
+const signed = (value) => `${value < 0 ? "" : "+"}${number(value)}`;
 
 // Divergence added up until each time, of one latent or (null) of all, by the mean of the first probes of a kind.
 export function addedUp(data, kind, latent, probes) {
   const parts = latent === null ? data.sums[kind] : [data.sums[kind][latent]];
-  return data.times.map((_, at) => total(parts.map((lines) => total(lines.slice(0, probes).map((line) => line[at])) / Math.min(probes, lines.length))));
+  const mean = (lines, at) => total(lines.map((line) => line[at])) / lines.length;
+  return data.times.map((_, at) => total(parts.map((lines) => mean(lines.slice(0, probes), at))));
 }
 
 // Log density of the standard normal where the way ends.
@@ -26,13 +28,14 @@ export function start(place, data) {
     const { at } = state;
     const normal = logNormal(data, state.latent);
     const lines = at === 0 ? ["The way begins here: nothing is added up yet."] : [
-      `Step ${at}, from t = ${data.times[at - 1].toFixed(3)} to ${data.times[at].toFixed(3)}: the flow spreads by ${signed(exact[at] - exact[at - 1])} nats; `
-        + `the probes say ${signed(guessed[at] - guessed[at - 1])}.`,
+      `Step ${at}, from t = ${data.times[at - 1].toFixed(3)} to ${data.times[at].toFixed(3)}: the flow spreads by `
+        + `${signed(exact[at] - exact[at - 1])} nats; the probes say ${signed(guessed[at] - guessed[at - 1])}.`,
       `Added up so far: ${signed(exact[at])} nats, by the probes ${signed(guessed[at])}.`,
     ];
     if (at === data.times.length - 1) {
-      lines.push(`At the end: log N(z₁; 0, I) = ${normal.toFixed(2)}, so log p = ${(normal + exact[at]).toFixed(2)} nats; by the probes `
-        + `${(normal + guessed[at]).toFixed(2)}, off by ${signed(guessed[at] - exact[at])}.`);
+      const [right, near] = [normal + exact[at], normal + guessed[at]];
+      lines.push(`At the end: log N(z₁; 0, I) = ${number(normal)}, so log p = ${number(right)} nats; `
+        + `by the probes ${number(near)}, off by ${signed(near - right)}.`);
     }
     reading.replaceChildren(...lines.map((line) => make("p", {}, line)));
   }
@@ -43,20 +46,23 @@ export function start(place, data) {
     const points = (values) => values.map((value, at) => [data.times[at], value]);
     const mark = data.times[state.at];
     const sums = { exact: points(exact), probes: points(guessed) };
-    const errors = { error: points(guessed.map((value, at) => value - exact[at])) };
+    const errors = { "the probes": points(guessed.map((value, at) => value - exact[at])) };
     const options = { xLabel: "t (1 noise)", yLabel: "nats", mark };
     charts.replaceChildren(
-      make("div", {}, lineChart(sums, { title: "Divergence added up", ...options }), legend(["all of it", "by the probes"])),
+      make("div", {}, lineChart(sums, { title: "Divergence, added up", ...options }), legend(["all", "by probes"])),
       make("div", {}, lineChart(errors, { title: "What the probes are off by", colors: COLORS.slice(1), ...options })));
     say(exact, guessed);
   }
 
   const set = (field, of = (value) => value) => (value) => { state[field] = of(value); draw(); };
   const tokens = data.tokens.map((token, at) => [at, `${at + 1}: ${JSON.stringify(token).slice(1, -1)}`]);
-  const [latentLabel] = choose("Latents", "latent", [["all", "all of the text"], ...tokens], set("latent", (value) => (value === "all" ? null : Number(value))));
-  const [kindLabel] = choose("Probes", "kind", [["rademacher", "random signs"], ["gaussian", "normal numbers"]], set("kind"));
+  const latentOf = (value) => (value === "all" ? null : Number(value));
+  const [latentLabel] = choose("Latents", "latent", [["all", "all of the text"], ...tokens], set("latent", latentOf));
+  const kinds = [["rademacher", "random signs"], ["gaussian", "normal numbers"]];
+  const [kindLabel] = choose("Probes", "kind", kinds, set("kind"));
   const [probesLabel] = slide("Number of probes", "probes", { min: 1, max: probes, step: 1, value: 1 }, set("probes"));
-  const steps = { min: 0, max: data.times.length - 1, step: 1, value: state.at, words: (at) => `${at}, t = ${data.times[at].toFixed(3)}` };
+  const words = (at) => `${at}, t = ${data.times[at].toFixed(3)}`;
+  const steps = { min: 0, max: data.times.length - 1, step: 1, value: state.at, words };
   const [stepLabel] = slide("Step", "step", steps, set("at"));
   const text = make("div", { class: "text" }, data.text);
   furnish(place, [latentLabel, kindLabel, probesLabel, stepLabel], text, charts, reading, sources(data.sources));
