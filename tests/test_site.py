@@ -301,12 +301,11 @@ def test_directions_are_those_of_most_variance(recorder):
     assert (axes.gather(0, axes.abs().argmax(0, keepdim=True)) > 0).all()
 
 
-@pytest.mark.parametrize("kind", ["exact", "gaussian"])
-@pytest.mark.parametrize("start", [0.0, 0.3])
+@pytest.mark.parametrize("start,kind", [(0.3, "exact"), (0.0, "gaussian")])
 def test_recorded_density_is_the_librarys(recorder, start, kind):
     model, tokenizer = small_model({}, {"block_size": 1})
     scorer = SamplerScorer(model, start, recorder.solve_of(kind))
-    x = scorer.texts([tokenizer.encode("once upon a dog")])
+    x = scorer.texts([tokenizer.encode("a dog")])
     latents, _ = scorer.infer(x, stream(0, "latents"))
     way = recorder.density_way(model, x, latents, start, kind)
     density = scorer.log_prior(x, latents, stream(0, "probes"))
@@ -556,7 +555,7 @@ def test_transport_ends_in_the_words_that_python_writes(visit):
     page = visit("paper/flow", width=390)
     record = json.loads((SITE / "_static/data/flow.json").read_text())
     run, model, tokenizer = open_any_model(shipped_models()["english"])
-    sampler = Sampler(model.vae, model.dit, tokenizer, run.sampling().replace(max_new_tokens=3))
+    sampler = Sampler(model.vae, model.dit, tokenizer, run.sampling().replace(max_new_tokens=2))
     [generation] = sampler.generate([""], [record["seeds"][1]])
     control(page, "transport", "text").select_option("1")
     for place, token in enumerate(generation.tokens):
@@ -614,8 +613,8 @@ def test_density_is_pythons_step_by_step(visit, recorder):
     density = scorer.log_prior(x, latents, stream(0, "probes")).log_prob.item()
     move(page, "density", "probes", recorder.PROBES)
     said = words(page, "density").replace("−", "-")
-    guessed, off = map(float, re.search(r"by the probes (-?[\d.]+), off by ([-+][\d.]+)", said).groups())
-    exact = float(re.search(r"so log p = (-?[\d.]+) nats", said)[1])
+    guessed, off = map(float, re.search(r"by the probes (\S+), off by (\S+)\.", said).groups())
+    exact = float(re.search(r"so log p = (\S+) nats", said)[1])
     assert guessed == pytest.approx(density, abs=0.02)
     assert guessed - exact == pytest.approx(off, abs=0.011)
     assert 0 < abs(off) < 30
