@@ -568,6 +568,9 @@ def test_transport_ends_in_the_words_that_python_writes(visit):
         word = tokenizer.decode([token]).strip()
         assert f"at t = 0.00 the decoder reads “{word}”, in the end “{word}”" in words(page, "transport")
         assert f"in the end “{word}”" in started
+        text = page.locator("[data-widget=transport] .text")
+        assert text.locator("mark").text_content() == tokenizer.decode([token])
+        assert text.text_content() == record["texts"][1]["text"]
         assert dots(page).keys() == before.keys()
         assert all(dots(page)[latent] != spot for latent, spot in before.items())
     assert "100 % read as they will" in words(page, "transport")

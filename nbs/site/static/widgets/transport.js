@@ -31,6 +31,7 @@ export function start(place, data) {
   const reach = Math.max(...latents.flatMap(({ path }) => path.map((point) => Math.hypot(...point))));
   const state = { at: 0, chosen: 0, turn: 30, tilt: 20, zoom: 1.2 };
   const picture = svg("svg", { viewBox: `0 0 ${SIZE} ${SIZE}`, class: "space", role: "application", tabindex: 0 });
+  const page = make("div", { class: "text" });
   const reading = make("div", { class: "reading", "aria-live": "polite" });
 
   function spot(point) {
@@ -73,6 +74,15 @@ export function start(place, data) {
     return svg("text", { ...side, y: y - 6, "font-weight": 600 }, quoted(words[state.at]));
   }
 
+  // The text as the decoder reads it now: settled words bold, the chosen one marked.
+  function drawText({ text }) {
+    page.replaceChildren(...latents.flatMap(({ text: own, words }, index) => {
+      if (own !== text) return [];
+      const settled = words[state.at] === words.at(-1) ? "settled" : "open";
+      return [make(index === state.chosen ? "mark" : "span", { class: settled }, words[state.at])];
+    }));
+  }
+
   function say({ text, place: at, kind, words }) {
     const t = data.times[state.at];
     const lines = [
@@ -90,6 +100,7 @@ export function start(place, data) {
     const about = `${latents.length} latents in three directions at t = ${data.times[state.at].toFixed(2)}`;
     picture.setAttribute("aria-label", `${about}; arrow keys turn the picture`);
     picture.replaceChildren(...drawAxes(), ...drawWay(chosen), ...drawLatents(), drawWord(chosen));
+    drawText(chosen);
     say(chosen);
   }
 
@@ -154,6 +165,6 @@ export function start(place, data) {
   picture.addEventListener("pointercancel", () => { held = null; });
 
   const controls = [timeLabel, play, textLabel, tokenLabel, turnLabel, tiltLabel, zoomLabel];
-  furnish(place, controls, picture, legend(kinds), reading, sources(data.sources));
+  furnish(place, controls, picture, legend(kinds), page, reading, sources(data.sources));
   pick(0);
 }
