@@ -287,7 +287,7 @@ def test_recorded_record_names_what_is_read(recorder):
     [first, *_] = record["texts"]
     assert "".join(point["words"][-1] for point in first["points"]) == first["text"]
     assert [len(point["path"]) for point in first["points"]] == [len(record["times"])] * recorder.TOKENS
-    assert all(3 / record["channels"] / 3 < share < 1 for share in record["shares"])
+    assert 3 / record["channels"] <= record["shares"][-1] < 1   # the best three of so many
     kinds = {" dog": "start of a word", "og": "inside of a word", ".\n": "end of a line", "”": "punctuation"}
     assert {token: recorder.kind_of(token) for token in kinds} == kinds
 
