@@ -22,6 +22,7 @@ from torch.distributions import Normal, SigmoidTransform, TransformedDistributio
 from colanb.config import DiTConfig, SampleConfig, VAEConfig, shipped_models, stream
 from colanb.generate.sample import Sampler
 from colanb.lab.analytic import gaussian_mixture
+from colanb.measure.text_likelihood import SamplerScorer, sampler_start
 from colanb.model.cola import ColaDLM
 from colanb.release.hub import open_any_model
 from colanb.text.tokenizer import Tokenizer, bpe_tokenizer, word_tokenizer
@@ -106,6 +107,33 @@ def test_coverage_is_that_of_the_notebook():
     drawn = pd.read_csv(ROOT / "figures/theory_f.csv")
     for row in drawn.itertuples():
         assert row.low - 0.01 <= in_node(f"m.score(m.priorOf(), {row.sd}).score") <= row.high + 0.01
+
+
+@needs_node
+def test_turning_is_two_rotations():
+    points = torch.randn(20, 3, generator=stream(0, "points"), dtype=torch.float64)
+    turn, tilt = 40.0, -25.0
+    a, b = torch.tensor([turn, tilt], dtype=torch.float64).deg2rad()
+    about = torch.tensor([[a.cos(), 0, a.sin()], [0, 1, 0], [-a.sin(), 0, a.cos()]])
+    down = torch.tensor([[1, 0, 0], [0, b.cos(), -b.sin()], [0, b.sin(), b.cos()]])
+    found = in_node(f"{points.tolist()}.map((point) => m.turned(point, {turn}, {tilt}))", "transport.js")
+    torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), points @ (down @ about).double().T)
+
+
+@needs_node
+def test_divergence_is_the_mean_of_the_first_probes_summed_over_latents():
+    sums = torch.randn(3, 4, 6, generator=stream(0, "sums"), dtype=torch.float64)   # (latent, probe, time)
+    data = {"times": [0] * 6, "sums": {"gaussian": sums.tolist()}}
+    for latent, expected in (("null", sums[:, :2].mean(1).sum(0)), ("1", sums[1, :2].mean(0))):
+        found = in_node(f"m.addedUp({json.dumps(data)}, 'gaussian', {latent}, 2)", "density.js")
+        torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), expected)
+
+
+@needs_node
+def test_bars_of_the_budget_follow_each_other():
+    setting = {"reconstruction": [-1], "rate": [2], "prior": [4], "elbo": [-7.5], "truth": [-3]}
+    bars = in_node(f"m.barsOf({json.dumps(setting)}).map(({{ from, to }}) => [from, to])", "budget.js")
+    assert bars == [[0, -1], [-1, -3], [-3, -7], [0, -7.5], [0, -3]]
 
 
 # the page's sampler, in node
@@ -224,6 +252,67 @@ def test_page_refuses_what_it_cannot_run(exporter, tmp_path):
     with pytest.raises(ValueError, match="stage 1"): exporter.export_model(ColaDLM(model.vae), tokenizer, SampleConfig(), tmp_path / "model")
     patches, _ = small_model({"patch_size": 2}, {"block_size": 1})
     with pytest.raises(ValueError, match="vae.patch_size=2"): exporter.export_model(patches, tokenizer, SampleConfig(), tmp_path / "model")
+
+
+@pytest.fixture(scope="module")
+def recorder():
+    "The module that records what a model does on its way."
+    sys.path.insert(0, str(ROOT / "nbs/site"))
+    yield __import__("record")
+    sys.path.remove(str(ROOT / "nbs/site"))
+
+
+@pytest.mark.parametrize("form", ["recipe", "paper"])
+def test_recorded_ways_are_the_samplers(recorder, form):
+    model, tokenizer = small_model(*SMALL[form])
+    config = CONFIG.replace(max_new_tokens=recorder.TOKENS, guidance_scale=2.0)
+    sampler = Sampler(model.vae, model.dit, tokenizer, config)
+    expected = sampler.generate([""] * len(recorder.SEEDS), list(recorder.SEEDS))
+    paths, tokens = recorder.sampled_paths(model, tokenizer, config)
+    assert paths.shape[2] == config.steps + 1
+    size = model.dit.config.block_size
+    for path, own, seed, generation in zip(paths, tokens, recorder.SEEDS, expected):
+        assert own == generation.tokens
+        torch.testing.assert_close(path[:, -1].flatten(0, 1), generation.latents)
+        noise = torch.randn(size, path.shape[-1], generator=stream(config.seed, seed, 1))
+        torch.testing.assert_close(path[1, 0], noise)
+        read = recorder.readings(model, path)
+        assert read[:, -1].flatten().tolist() == own
+        assert (read[:, 0] != read[:, -1]).any()
+
+
+def test_recorded_record_names_what_is_read(recorder):
+    model, tokenizer = small_model(*SMALL["recipe"])
+    record = recorder.flow_record(model, tokenizer, CONFIG)
+    [first, *_] = record["texts"]
+    assert "".join(point["words"][-1] for point in first["points"]) == first["text"]
+    assert [len(point["path"]) for point in first["points"]] == [len(record["times"])] * recorder.TOKENS
+    assert 3 / record["channels"] <= record["shares"][-1] < 1   # the best three of so many
+    kinds = {" dog": "start of a word", "og": "inside of a word", ".\n": "end of a line", "”": "punctuation"}
+    assert {token: recorder.kind_of(token) for token in kinds} == kinds
+
+
+def test_directions_are_those_of_most_variance(recorder):
+    points = torch.randn(200, 5, generator=stream(0, "pca"), dtype=torch.float64) * torch.tensor([1, 3, 0.5, 2, 4])
+    _, axes = recorder.principal_axes(points + 7)
+    values = torch.linalg.svdvals(points - points.mean(0)).square()
+    assert recorder.share_shown(points, axes) == pytest.approx((values[:3].sum() / values.sum()).item())
+    assert axes.abs().argmax(0).tolist() == [4, 1, 3]
+    assert (axes.gather(0, axes.abs().argmax(0, keepdim=True)) > 0).all()
+
+
+@pytest.mark.parametrize("start,kind", [(0.3, "exact"), (0.0, "gaussian")])
+def test_recorded_density_is_the_librarys(recorder, start, kind):
+    model, tokenizer = small_model({}, {"block_size": 1})
+    scorer = SamplerScorer(model, start, recorder.solve_of(kind))
+    x = scorer.texts([tokenizer.encode("a dog")])
+    latents, _ = scorer.infer(x, stream(0, "latents"))
+    way = recorder.density_way(model, x, latents, start, kind)
+    density = scorer.log_prior(x, latents, stream(0, "probes"))
+    total = (way.normal + way.integrals[-1].mean(0)).sum()
+    torch.testing.assert_close(total, density.log_prob[0])
+    assert way.times[0].item() == pytest.approx(start)
+    assert not way.integrals[0].any()
 
 
 @built
@@ -454,6 +543,148 @@ def test_coverage_moves_with_the_prior(visit):
     assert float(re.search(r"answer: (-[\d.]+)", words(page, "coverage"))[1]) < -8
 
 
+def dots(page):
+    "Where the dots of the picture are, by latent."
+    circles = page.locator("[data-widget=transport] circle")
+    place = "(dot) => [dot.dataset.latent, [dot.getAttribute('cx'), dot.getAttribute('cy')]]"
+    return dict(circles.evaluate_all(f"(all) => all.map({place})"))
+
+
+@needs_browser
+def test_transport_ends_in_the_words_that_python_writes(visit):
+    page = visit("paper/flow", width=390)
+    record = json.loads((SITE / "_static/data/flow.json").read_text())
+    run, model, tokenizer = open_any_model(shipped_models()["english"])
+    sampler = Sampler(model.vae, model.dit, tokenizer, run.sampling().replace(max_new_tokens=2))
+    [generation] = sampler.generate([""], [record["seeds"][1]])
+    control(page, "transport", "text").select_option("1")
+    for place, token in enumerate(generation.tokens):
+        control(page, "transport", "token").select_option(str(place))
+        move(page, "transport", "time", 0)
+        before = dots(page)
+        started = words(page, "transport")
+        assert "t = 1.00" in started
+        move(page, "transport", "time", len(record["times"]) - 1)
+        word = tokenizer.decode([token]).strip()
+        assert f"at t = 0.00 the decoder reads “{word}”, in the end “{word}”" in words(page, "transport")
+        assert f"in the end “{word}”" in started
+        text = page.locator("[data-widget=transport] .text")
+        assert text.locator("mark").text_content() == tokenizer.decode([token])
+        assert text.text_content() == record["texts"][1]["text"]
+        assert dots(page).keys() == before.keys()
+        assert all(dots(page)[latent] != spot for latent, spot in before.items())
+    assert "100 % read as they will" in words(page, "transport")
+    assert f"show {100 * record['shares'][-1]:.0f} %" in words(page, "transport")
+
+
+@needs_browser
+def test_transport_turns_by_keys_and_by_hand_and_dots_are_chosen(visit):
+    page = visit("paper/flow")
+    picture = page.locator("[data-widget=transport] .space")
+    picture.focus()
+    before = dots(page)
+    page.keyboard.press("ArrowRight")
+    assert control(page, "transport", "turn").input_value() == "40"
+    assert dots(page) != before
+    page.keyboard.press("ArrowUp")
+    assert control(page, "transport", "tilt").input_value() == "30"
+    for _ in range(15): page.keyboard.press("ArrowRight")
+    assert control(page, "transport", "turn").input_value() == "-170"
+    box = picture.bounding_box()
+    page.mouse.move(box["x"] + 5, box["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 45, box["y"] + 5, steps=4)
+    page.mouse.up()
+    assert control(page, "transport", "turn").input_value() == "-150"
+    front = page.locator("[data-widget=transport] circle").last   # nothing lies before it
+    latent = int(front.get_attribute("data-latent"))
+    front.click()
+    texts = json.loads((SITE / "_static/data/flow.json").read_text())["texts"]
+    length = len(texts[0]["points"])
+    assert words(page, "transport").startswith(f"Text {latent // length + 1}, token {latent % length + 1}:")
+    assert control(page, "transport", "token").input_value() == str(latent % length)
+
+
+@needs_browser
+def test_density_is_pythons_step_by_step(visit, recorder):
+    page = visit("paper/estimators", width=390)
+    run, model, tokenizer = open_any_model(shipped_models()["english"])
+    start = sampler_start(run)
+    scorer = SamplerScorer(model, start, recorder.solve_of("rademacher"))
+    x = scorer.texts([tokenizer.encode(recorder.TEXT)])
+    latents, _ = scorer.infer(x, stream(0, "latents"))
+    density = scorer.log_prior(x, latents, stream(0, "probes")).log_prob.item()
+    move(page, "density", "probes", recorder.PROBES)
+    said = words(page, "density").replace("−", "-")
+    guessed, off = map(float, re.search(r"by the probes (\S+), off by (\S+)\.", said).groups())
+    exact = float(re.search(r"so log p = (\S+) nats", said)[1])
+    assert guessed == pytest.approx(density, abs=0.02)
+    assert guessed - exact == pytest.approx(off, abs=0.011)
+    assert 0 < abs(off) < 30
+    control(page, "density", "kind").select_option("gaussian")
+    assert words(page, "density").replace("−", "-") != said
+    control(page, "density", "latent").select_option("3")
+    move(page, "density", "step", 5)
+    record = json.loads((SITE / "_static/data/density.json").read_text())
+    line = record["sums"]["exact"][3][0]
+    assert f"Added up so far: {line[5]:+.2f} nats" in words(page, "density").replace("−", "-")
+    assert f"spreads by {line[5] - line[4]:+.2f} nats" in words(page, "density").replace("−", "-")
+
+
+@needs_browser
+def test_without_javascript_the_densities_stand_in_a_table(visit):
+    page = visit("paper/estimators", script=False)
+    record = json.loads((SITE / "_static/data/density.json").read_text())
+    rows = page.locator("[data-widget=density] tbody tr")
+    assert rows.count() == len(record["tokens"])
+    *_, last = rows.last.inner_text().split("\t")
+    assert float(last) == pytest.approx(record["normal"][-1] + record["sums"]["exact"][-1][0][-1], abs=0.006)
+
+
+@needs_browser
+def test_bounds_are_those_of_the_figures(visit):
+    page = visit("paper/estimators")
+    table = pd.read_csv(ROOT / "figures/likelihood.csv").set_index("quantity")
+    move(page, "bounds", "k", 3)
+    said = words(page, "bounds").replace("−", "-")
+    row, truth = table.loc["IWAE_8"], table.loc["log p(x), exact"].value
+    assert f"K = 8: IWAE {row.value:.2f} ({row.low:.2f} to {row.high:.2f}) nats; the truth is {truth:.2f}" in said
+    assert f"rose by {row.value - table.loc['ELBO'].value:.2f} nats" in said
+    control(page, "bounds", "case").select_option("trained model, text 2")
+    seeds = [json.loads(path.read_text())[1] for path in (ROOT / "data/results/likelihood/tiny").glob("*.json")]
+    mean = sum(seed["iwae_8"] for seed in seeds) / len(seeds)
+    said = words(page, "bounds").replace("−", "-")
+    assert f"K = 8: IWAE {mean:.2f} nats; the truth is {seeds[0]['truth']:.2f}" in said
+    control(page, "bounds", "case").select_option("toy that can be solved")
+    toy = pd.read_csv(ROOT / "figures/theory_b.csv").query("series == 'IWAE - log p(x)' and x == 8").iloc[0]
+    assert f"K = 8: IWAE {toy.value:.4f}" in words(page, "bounds").replace("−", "-")
+
+
+@needs_browser
+def test_budget_adds_up(visit):
+    page = visit("paper/elbo", width=390)
+    table = pd.read_csv(ROOT / "figures/likelihood.csv").set_index("quantity")
+    said = words(page, "budget").replace("−", "-")
+    fine, elbo = table.loc["- prior KL"], table.loc["ELBO"]
+    assert f"prior KL {-fine.value:.2f} ({-fine.high:.2f} to {-fine.low:.2f}) nats" in said
+    assert f"the ELBO is {elbo.value:.2f} ({elbo.low:.2f} to {elbo.high:.2f})" in said
+    move(page, "budget", "dial", 1)
+    seeds = [json.loads(path.read_text())[0] for path in (ROOT / "data/results/likelihood/tiny").glob("*.json")]
+    assert f"prior KL {sum(seed['prior_kl'] for seed in seeds) / len(seeds):.2f} nats" in words(page, "budget")
+    control(page, "budget", "case").select_option("toy: the latent names the text")
+    toy = pd.read_csv(ROOT / "figures/theory_c.csv").query("label == 'invertible'")
+    toy = toy.pivot(index="x", columns="panel", values="value")
+    truths = set()
+    for at, (_, row) in enumerate(toy.iterrows()):
+        move(page, "budget", "dial", at)
+        said = words(page, "budget").replace("−", "-")
+        cost, rate, fine = row["A10 cost"], row["A10 rate"], row["A10 prior"]
+        assert f"rate {rate:.2f}" in said and f"prior KL {fine:.2f} nats" in said
+        assert f"The parts give {-cost - rate - fine:.2f}; the ELBO is {-cost - rate - fine:.2f}" in said
+        truths.add(round(cost + rate, 2))
+    assert len(truths) == 1
+
+
 PROMPT = "Once upon a time"
 
 
@@ -546,7 +777,8 @@ def test_pages_fit_phones_and_screens_and_say_no_error(visit, address):
 
 
 @needs_browser
-@pytest.mark.parametrize("name", ["paper/rq3", "paper/appendix_f", "paper/noise_to_text", "paper/discussion"])
+@pytest.mark.parametrize("name", [
+    "paper/rq3", "paper/appendix_f", "paper/noise_to_text", "paper/discussion", "paper/flow", "paper/elbo"])
 def test_without_javascript_the_picture_stays(visit, name):
     page = visit(name, script=False)
     stills = page.locator("[data-widget] img.still")
@@ -566,7 +798,9 @@ def test_search_finds(visit, address):
 
 @needs_browser
 @pytest.mark.skipif(not AXE.exists(), reason="no axe-core: run `make site`")
-@pytest.mark.parametrize("name", ["index", "scorecard", "paper/rq3", "paper/discussion", "paper/appendix_f", "paper/noise_to_text", "write"])
+@pytest.mark.parametrize("name", [
+    "index", "scorecard", "paper/rq3", "paper/discussion", "paper/appendix_f", "paper/noise_to_text", "paper/flow", "paper/elbo",
+    "paper/estimators", "write"])
 def test_accessible(visit, name):
     page = visit(name)
     page.add_script_tag(path=str(AXE))

@@ -15,6 +15,7 @@ from content import Content
 from data import write_data
 from export import export_model
 from notebooks import stage_notebooks
+from record import density_record, draw_flow, flow_record
 from reference import write_reference
 
 from colanb.config import shipped_models
@@ -53,7 +54,24 @@ def stage_static(source, modules):
     for path in sorted((ROOT / "figures").glob("*.svg")):
         shutil.copy(path, static / "figures")
     write_data(ROOT, static / "data")
+    stage_records(static / "data")
     stage_model(static, modules)
+
+
+def write_record(record, path, folder):
+    "What the shipped model in a folder did, with where it comes from."
+    sources = [str(folder.relative_to(ROOT)), "nbs/site/record.py"]
+    path.write_text(json.dumps({**record, "sources": sources}, allow_nan=False))
+
+
+def stage_records(data):
+    "What the model does on its way from noise to text and back."
+    folder = shipped_models()["english"]
+    run, model, tokenizer = open_any_model(folder)
+    flow = flow_record(model, tokenizer, run.sampling())
+    write_record(flow, data / "flow.json", folder)
+    draw_flow(flow, data / "flow.svg")
+    write_record(density_record(run, model, tokenizer), data / "density.json", folder)
 
 
 def stage_model(static, modules):
@@ -73,13 +91,14 @@ def stage_model(static, modules):
 def stage_pages(source):
     "The pages in our own words, with what they quote from committed files."
     pages = HERE / "pages"
+    data = source / "_static/data"
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pages), undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
         variable_start_string="[[", variable_end_string="]]", block_start_string="[%", block_end_string="%]", comment_start_string="[#",
         comment_end_string="#]")
     for path in sorted(pages.rglob("*.md")):
         place = path.relative_to(pages)
-        text = environment.get_template(str(place)).render(**Content(ROOT, depth=len(place.parts) - 1).macros())
+        text = environment.get_template(str(place)).render(**Content(ROOT, len(place.parts) - 1, data).macros())
         target = source / place
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text)

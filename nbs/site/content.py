@@ -2,6 +2,7 @@
 
 import functools
 import html
+import json
 import re
 from functools import cached_property
 
@@ -40,15 +41,18 @@ def scorecard_rows(text):
 
 
 class Content:
-    "Macros for a page that lies `depth` folders below the home page."
+    "Macros for a page that lies `depth` folders below the home page; `data` is the folder of the widgets' numbers."
 
-    def __init__(self, root, depth):
+    def __init__(self, root, depth, data):
         self.root = root
+        self.data = data
         self.up = "../" * depth
 
     def macros(self):
         "What a page may call."
-        names = ("claims", "counts", "symbols", "widget", "picture", "notebooks", "gallery", "scorecard", "open_rules", "share", "sample")
+        names = (
+            "claims", "counts", "symbols", "widget", "picture", "notebooks", "gallery", "scorecard", "open_rules",
+            "share", "sample", "drawn", "densities", "recorded")
         return {name: getattr(self, name) for name in names}
 
     @cached_property
@@ -133,6 +137,27 @@ class Content:
         data = f' data-source="{self.up}_static/data/{source}.json"' if source else ""
         extra = "".join(f' data-{name}="{html.escape(str(value), quote=True)}"' for name, value in options.items())
         return raw(f'<section class="widget" data-widget="{kind}" aria-label="{html.escape(label, quote=True)}"{data}{extra}>{still}</section>')
+
+    def drawn(self, name, alt):
+        "A picture that the build draws beside a widget's numbers."
+        words = html.escape(alt, quote=True)
+        return f'<img class="still" loading="lazy" alt="{words}" src="{self.up}_static/data/{name}.svg">'
+
+    def recorded(self, name):
+        "A widget's numbers."
+        return json.loads((self.data / f"{name}.json").read_text())
+
+    def densities(self):
+        "The density of each latent of a text, and what it is made of."
+        record = self.recorded("density")
+        rows = []
+        for token, normal, [line] in zip(record["tokens"], record["normal"], record["sums"]["exact"]):
+            cells = "".join(f"<td>{number:.2f}</td>" for number in (normal, line[-1], normal + line[-1]))
+            rows.append(f"<tr><th scope=\"row\">{html.escape(token)}</th>{cells}</tr>")
+        names = "Token", "log N at the end", "divergence added up", "log p, nats"
+        heads = "".join(f'<th scope="col">{name}</th>' for name in names)
+        table = f'<table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+        return f'<div class="still table-wrapper">{table}</div>'
 
     def sample(self):
         "What the shipped model wrote, as the readme quotes it."

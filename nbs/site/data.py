@@ -184,13 +184,103 @@ def coverage_record(root):
     return {"drawn": points(table, ["sd", "score", "low", "high"]), "sources": ["figures/theory_f.csv"]}
 
 
+def measured_texts(root):
+    "What each seed of the main model gave for each text: bounds, parts, truth."
+    files = sorted((root / "data/results/likelihood/tiny").glob("*.json"))
+    table = pd.concat([pd.read_json(path) for path in files], ignore_index=True)
+    return table[table.kind == "text"]
+
+
+def interval_of(table, name):
+    "A quantity of a figure's table with its interval."
+    row = table.loc[name]
+    return [row.value, row.low, row.high]
+
+
+def alone(value):
+    "A number without an interval."
+    return [float(value), None, None]
+
+
+def bounds_record(root):
+    "ELBO and IWAE over the number of draws: of the trained model, all texts and each, and of a toy that can be solved."
+    table = pd.read_csv(root / "figures/likelihood.csv").set_index("quantity")
+    sizes = [int(name.removeprefix("IWAE_")) for name in table.index if name.startswith("IWAE_")]
+    count = int(table.loc["ELBO"].n)
+    mean = {
+        "bounds": [[k, *interval_of(table, f"IWAE_{k}")] for k in sizes], "truth": table.loc["log p(x), exact"].value,
+        "unit": "nats per text", "about": f"Means over {count} pairs of seed and text, with 95 % intervals.",
+    }
+    cases = {"trained model, all texts": mean}
+    for item, part in measured_texts(root).groupby("item"):
+        means = part.mean(numeric_only=True)
+        cases[f"trained model, text {int(item) + 1}"] = {
+            "bounds": [[k, *alone(means[f"iwae_{k}"])] for k in sizes], "truth": means.truth, "unit": "nats",
+            "about": f"Means over {len(part)} seeds of a text of {means.words:.0f} words.",
+        }
+    toy = pd.read_csv(root / "figures/theory_b.csv").query("series == 'IWAE - log p(x)'")
+    cases["toy that can be solved"] = {
+        "bounds": points(toy, ["x", "value", "low", "high"]), "truth": 0.0, "unit": "above the truth",
+        "about": f"Distance to log p(x) of {toy.n.iloc[0]:.0f} texts of a linear-Gaussian model, with 95 % intervals.",
+    }
+    sources = ["figures/likelihood.csv", "data/results/likelihood/tiny", "figures/theory_b.csv"]
+    return {"cases": cases, "sources": sources}
+
+
+def trained_settings(root):
+    "Parts of the trained model's ELBO: of all texts with intervals, then of each text."
+    table = pd.read_csv(root / "figures/likelihood.csv").set_index("quantity")
+    names = {"reconstruction": "reconstruction", "elbo": "ELBO", "truth": "log p(x), exact"}
+    mean = {name: interval_of(table, quantity) for name, quantity in names.items()}
+    for name, quantity in {"rate": "- rate", "prior": "- prior KL"}.items():
+        value, low, high = interval_of(table, quantity)
+        mean[name] = [-value, -high, -low]
+    yield {"label": "all texts", "x": None, **mean}
+    for item, part in measured_texts(root).groupby("item"):
+        means = part.mean(numeric_only=True).rename({"prior": "log_prior", "prior_kl": "prior"})
+        parts = {name: alone(means[name]) for name in ("reconstruction", "rate", "prior", "elbo", "truth")}
+        yield {"label": f"text {int(item) + 1}", "x": int(item) + 1, **parts}
+
+
+def toy_settings(table, code):
+    "Parts of a toy's ELBO over the noise of its encoder, with the best decoder and a standard normal prior."
+    own = table[table.label == code]
+    parts = {panel: own[own.panel == f"A10 {panel}"].set_index("x") for panel in ("rate", "cost", "prior")}
+    truth = -table[(table.panel == "bound") & (table.label == "AR")].value.item()     # AR pays the language's entropy
+    for x in sorted(parts["rate"].index):
+        cost, rate = (interval_of(parts[panel], x) for panel in ("cost", "rate"))
+        prior = float(parts["prior"].loc[x].value)
+        yield {
+            "label": f"noise {x:.2g}", "x": float(f"{x:.2g}"), "rate": rate, "prior": alone(prior),
+            "reconstruction": [-cost[0], -cost[2], -cost[1]], "elbo": alone(-cost[0] - rate[0] - prior), "truth": alone(truth),
+        }
+
+
+def budget_record(root):
+    "The ELBO in parts: of the trained model, text by text, and of two toys, over the noise of their encoders."
+    table = pd.read_csv(root / "figures/theory_c.csv")
+    trained = {
+        "settings": list(trained_settings(root)), "dial": "text", "curves": ["elbo", "truth"], "log": False,
+        "about": "Trained model,",
+    }
+    toys = {
+        f"toy: the latent names the {name}": {
+            "settings": list(toy_settings(table, code)), "dial": "noise of the encoder",
+            "curves": ["reconstruction", "rate", "prior"], "log": True, "top": 12, "about": "Toy,",
+        }
+        for name, code in {"text": "invertible", "factors": "factors only"}.items()
+    }
+    sources = ["figures/likelihood.csv", "data/results/likelihood/tiny", "figures/theory_c.csv"]
+    return {"cases": {"trained model": trained, **toys}, "sources": sources}
+
+
 def write_data(root, out):
     "Write the widgets' files."
     out.mkdir(parents=True)
     records = {name: dial_record(*parts) for name, parts in dials(root).items()}
     records |= {
         "times": times_record(root), "noise_to_text": noise_record(root), "first_block": written_record(root), "patch": patch_record(root),
-        "coverage": coverage_record(root),
+        "coverage": coverage_record(root), "bounds": bounds_record(root), "budget": budget_record(root),
     }
     for name, record in records.items():
         (out / f"{name}.json").write_text(json.dumps(record, allow_nan=False))

@@ -1,5 +1,5 @@
 // A line chart as SVG: points, 95 % intervals, one marked place on the x axis.
-import { svg } from "./dom.js";
+import { make, svg } from "./dom.js";
 
 export const COLORS = ["#1f5fa8", "#c9662c", "#2a8f85", "#8e5ea8", "#a37b00", "#c0392b", "#777777", "#3d8bd1"];
 const WIDTH = 360, HEIGHT = 220, LEFT = 40, RIGHT = 10, TOP = 24, BOTTOM = 34;
@@ -87,4 +87,13 @@ export function lineChart(series, { title, xLabel, yLabel = "%", log = false, ma
     }));
   });
   return root;
+}
+
+// Names of the curves, each with its colour.
+export function legend(names, colors = COLORS) {
+  const entries = names.map((name, at) => {
+    const swatch = make("span", { class: "swatch", style: `background:${colors[at]}` });
+    return make("span", {}, swatch, name);
+  });
+  return make("div", { class: "legend" }, ...entries);
 }

@@ -1,5 +1,5 @@
 // A dial of a figure: choose the measure and a curve, move along the x axis, read ours with its interval beside the paper's point.
-import { COLORS, lineChart } from "./chart.js";
+import { COLORS, legend, lineChart } from "./chart.js";
 import { choose, furnish, interval, make, slide, sources } from "./dom.js";
 
 // The point of a curve at x, or the nearest one.
@@ -9,14 +9,6 @@ export function nearest(points, x) {
 
 function xsOf(series) {
   return [...new Set(Object.values(series).flat().map(([x]) => x))].sort((a, b) => a - b);
-}
-
-function legend(names, colors) {
-  const entries = names.map((name, at) => {
-    const swatch = make("span", { class: "swatch", style: `background:${colors[at]}` });
-    return make("span", {}, swatch, name);
-  });
-  return make("div", { class: "legend" }, ...entries);
 }
 
 export function start(place, data) {
