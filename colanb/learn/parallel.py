@@ -111,7 +111,8 @@ def shard(objective: nn.Module, group: Group, precision: str) -> nn.Module:
     "Shard a module's parameters over the group, in place; its `forward` must be the whole pass."
     if group.world == 1:
         return objective
-    from torch.distributed.device_mesh import init_device_mesh   # late: takes seconds, and a process alone needs none of it
+    # late: this takes seconds, and a process alone needs none of it
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     # true in general, but nothing here changes a block's output in place
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
