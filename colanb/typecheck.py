@@ -73,7 +73,8 @@ def check_when_called() -> None:
             return wrap(function, typechecker=typechecker)
         if not function.__annotations__:
             return function
-        shaped = any("jaxtyping" in repr(hint) for hint in function.__annotations__.values())
+        hints = function.__annotations__.values()
+        shaped = any(isinstance(hint, str) or "jaxtyping" in repr(hint) for hint in hints)
         return at_first_call(function, partial(wrap, typechecker=typechecker) if shaped else typechecker)
 
     jaxtyping.jaxtyped = decorate
