@@ -11,6 +11,8 @@ __all__ = ['Source', 'toy_language', 'fixed_plan', 'list_source', 'toy_source', 
 
 # %% ../../nbs/8_lab/02_toy_language.ipynb #da7de01f
 import math
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import compress, product
 from typing import NamedTuple
 
@@ -32,7 +34,8 @@ from ..text.language import Language
 from ..text.testbed import Testbed
 
 # %% ../../nbs/8_lab/02_toy_language.ipynb #caaee38a
-class Source(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Source:
     "Hold all texts of a language with their probabilities."
     tokens: Int[np.ndarray, "x l"]     # ids at the positions that vary
     p: Float[np.ndarray, "x"]          # of each text
@@ -43,19 +46,18 @@ class Source(NamedTuple):
         "H(X) in nats."
         return float(entropy(self.p))
 
-    @property
-    def shown(self) -> Float[np.ndarray, "x l v"]:
-        "One-hot tokens."
-        return np.eye(len(self.words))[self.tokens]
+    @cached_property
+    def one_hot(self) -> Float[np.ndarray, "x lv"]:
+        "One-hot tokens, those of a text in a row."
+        return np.eye(len(self.words))[self.tokens].reshape(len(self.p), -1)
 
     def marginals(
         self,
         weights: Float[np.ndarray, "*b x"],  # distributions over the texts
     ) -> Float[np.ndarray, "*b l v"]:
         "Compute the distribution of each token when texts have these weights."
-        one_hot = self.shown.reshape(len(self.p), -1)
         length = self.tokens.shape[1]
-        return (weights @ one_hot).reshape(*weights.shape[:-1], length, -1)
+        return (weights @ self.one_hot).reshape(*weights.shape[:-1], length, -1)
 
 # %% ../../nbs/8_lab/02_toy_language.ipynb #ec34854a
 def toy_language(
@@ -403,9 +405,8 @@ def reading_costs(
     table: Float[np.ndarray, "m l v"],
 ) -> Float[np.ndarray, "x m"]:  # nats
     "Compute -log p(x|z) for tokens that are independent given z; a token of chance 0 counts as 1e-30."
-    one_hot = source.shown.reshape(len(source.p), -1)
     log_prob = np.log(np.maximum(table, 1e-30)).reshape(len(table), -1)
-    return -one_hot @ log_prob.T
+    return source.one_hot @ -log_prob.T
 
 # %% ../../nbs/8_lab/02_toy_language.ipynb #ff41c4b8
 def encode_texts(
