@@ -8,9 +8,10 @@ __all__ = ['ROOT', 'LIMITS', 'Count', 'Share', 'LOCAL_BUILDERS', 'SOURCE_FIELDS'
            'record_at', 'suggestion', 'spellings', 'wanted', 'explain', 'ConfigType', 'Config', 'DataConfig',
            'VAEConfig', 'ImageVAEConfig', 'DiTConfig', 'BaselineConfig', 'FlowConfig', 'TrainConfig', 'RefitConfig',
            'SampleConfig', 'ODEConfig', 'RunConfig', 'text_baseline', 'text_run', 'TaskConfig', 'SweepConfig',
-           'StudyConfig', 'vary', 'Profile', 'named_entries', 'unknown_names', 'wrong_runs', 'wrong_studies',
-           'wrong_settings', 'read_params', 'load_profile', 'CommandLine', 'StopSignal', 'reason_of', 'command',
-           'positive', 'check_params', 'with_examples', 'main', 'nan_to_null', 'differences', 'stream', 'pick_device']
+           'StudyConfig', 'vary', 'UnifiedArm', 'Profile', 'named_entries', 'unknown_names', 'wrong_runs',
+           'wrong_studies', 'wrong_settings', 'read_params', 'load_profile', 'CommandLine', 'StopSignal', 'reason_of',
+           'command', 'positive', 'check_params', 'with_examples', 'main', 'nan_to_null', 'differences', 'stream',
+           'pick_device']
 
 # %% ../nbs/00_config.ipynb #21919728
 import argparse
@@ -803,6 +804,12 @@ def vary(
     return run
 
 # %% ../nbs/00_config.ipynb #fe558e19
+class UnifiedArm(Config):
+    "A model of text and pictures."
+    rules: Literal["unified", "unified_digits"]   # file of nbs/exp, without its ending
+    arm: str                                      # of this file, or a rival
+
+
 class Profile(Config):
     "One size of the whole study: its corpora, runs, seeds, sweeps and where figures go."
     name: str
@@ -820,7 +827,7 @@ class Profile(Config):
     sweeps: dict[str, SweepConfig] = {}
     studies: dict[str, StudyConfig] = {}
     sampled: Literal["runs", "sampling"] = "sampling"   # data/results/<this>: many sampler settings of a study or sweep
-    unified: dict[str, dict[str, str]] = {}   # models of text and pictures that DVC trains: any name -> {rules, arm}
+    unified: dict[str, UnifiedArm] = {}       # models of text and pictures that DVC trains, by any name
     studied: list[str] = []             # this profile's name if DVC draws the figures of its studies, else nothing
 
     def _entry(self, kind: str, name: str, entries: dict[str, Any]) -> Any:

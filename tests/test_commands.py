@@ -181,7 +181,9 @@ def test_generate_writes_without_any_training(tmp_path):
 
 NOTED = """import signal, sys, time
 from pathlib import Path
-def end(number, frame): Path(note).write_text("ended"); sys.exit(143)
+def end(number, frame):
+    signal.signal(number, signal.SIG_IGN)   # a slow machine is asked twice
+    Path(note).write_text("ended"); sys.exit(143)
 signal.signal(signal.SIGTERM, end)
 Path(note).write_text("started")
 time.sleep(300)"""

@@ -224,10 +224,10 @@ def test_rules_of_the_study():
 
 def test_the_pipeline_trains_all_arms_and_rivals():
     study, profile = read_unified_study(), load_profile(name="tiny")
-    of_scenes = [entry["arm"] for entry in profile.unified.values() if entry["rules"] == "unified"]
+    of_scenes = [entry.arm for entry in profile.unified.values() if entry.rules == "unified"]
     assert sorted(of_scenes) == sorted([*study.arms, *RIVALS]) and profile.seeds == study.seeds
-    digits = [entry for entry in profile.unified.values() if entry["rules"] == "unified_digits"]
-    assert [entry["arm"] for entry in digits] == ["unified"]
+    digits = [entry for entry in profile.unified.values() if entry.rules == "unified_digits"]
+    assert [entry.arm for entry in digits] == ["unified"]
     assert study.captioner.vocab_size == study.arm("answers").vaes.vae.vocab_size
 
 

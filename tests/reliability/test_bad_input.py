@@ -42,6 +42,7 @@ PARAMETERS = [
     ("corpora.tiny.story_fraction", 1.5, ("story_fraction=1.5", "<= 1")), ("corpora.tiny.documents", 0, ("documents=0", "> 0")), ("corpora.tiny.source", "text", ("data.path is empty", "folder, file or glob")),
     ("corpora.tiny.source", "hf", ("data.dataset is empty", "name")), ("vaes.tiny.corpus", "books", ("vaes.tiny.corpus='books'", "choose from")), ("priors.tiny.vae", "other", ("priors.tiny.vae='other'", "choose from tiny")),
     ("priors.more", {"corpus": "tiny"}, ("priors.more", "choose from")), ("rivals", {"more": {"corpus": "tiny"}}, ("rivals.more", "choose from")),
+    ("unified", {"more": {"rules": "faces", "arm": "unified"}}, ("unified.more.rules='faces'", "unified, unified_digits")),
     ("runs.tiny.vae.d_latent", 8, ("vae.d_latent=8", "dit.d_latent=16")), ("runs.tiny.vae.d_latent", 2, ("vae.d_latent=2", "3 or more")), ("runs.tiny.vae.patch_size", 0, ("vae.patch_size=0", ">= 1")), ("runs.tiny.vae.heads", 5, ("vae.width=96", "heads=5")),
     ("runs.tiny.vae.activation", "relu", ("activation='relu'", "swiglu, silu, gelu")), ("runs.tiny.vae.ffn_dim", 255, ("ffn_dim=255", "even")), ("runs.tiny.vae.logsnr", "high", ("logsnr='high'", "number")),
     ("runs.tiny.dit.block_size", 7, ("seq_len=96", "patch_size*block_size=7")), ("runs.tiny.dit.rope_dim", 33, ("rope_dim=33", "even")), ("runs.tiny.dit.layers", -1, ("layers=-1", ">= 1")),
