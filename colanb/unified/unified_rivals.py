@@ -29,7 +29,8 @@ from .image_vae import picture_ids, pictures_of
 from .scenes import LENGTHS, token_rows
 from .unified_scores import Scorer, score_answers, score_captions, score_full, score_open
 from colanb.unified.unified_train import (
-    Autoencoders, PairRows, UnifiedRun, draw_kind, instruction, load_vaes, unified_record, unified_settings,
+    Autoencoders, PairRows, UnifiedRun, asked_and_said, draw_kind, instruction, load_vaes, unified_record,
+    unified_settings,
 )
 
 # %% ../../nbs/9_unified/09_unified_rivals.ipynb #6d52f7a1
@@ -141,8 +142,7 @@ def captioner_loss(
     def loss_fn(model, ids, valid, generator, rows, context):
         _, asked = draw_kind(run, generator)
         own = PairRows.of(ids[rows])
-        prompt = own.question if asked else instruction(tokenizer, len(own.question)).to(ids.device)
-        text = own.answer if asked else own.caption
+        prompt, text = asked_and_said(own, asked, tokenizer)
         with torch.no_grad():
             image = vaes.image.encode(own.pixels).mean
         nats = model.text_nats(image, prompt, text).sum() / (len(ids) * text.shape[1])

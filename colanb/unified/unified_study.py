@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNIFIED_STUDY', 'RIVALS', 'COLUMNS', 'Decision', 'Judged', 'TASK_METRICS', 'SEPARATE', 'JUDGES', 'UnifiedClaim',
-           'UnifiedStudy', 'read_unified_study', 'rows_of_training', 'measure_unified', 'run_rival', 'run_arm',
-           'run_unified', 'unified_rows', 'Limit', 'all_of', 'arm_rows', 'arm_difference', 'scaled', 'of_all_seeds',
-           'judge_unified']
+           'UnifiedStudy', 'read_unified_study', 'rows_of_training', 'measure_unified', 'measure_rival', 'run_unified',
+           'unified_rows', 'Limit', 'all_of', 'arm_rows', 'arm_difference', 'scaled', 'of_all_seeds', 'judge_unified']
 
 # %% ../../nbs/9_unified/10_unified_study.ipynb #5aa89a7f
 import json
@@ -24,6 +23,7 @@ from ..evidence.report import Verdict, estimate_rows
 from ..evidence.scores import row, rows_text
 from ..learn.checkpoint import write_text_atomically
 from ..measure.estimators import Estimate, mean_interval
+from ..text.corpus import Corpus
 from .unified_rivals import NearestPair, PictureReader, train_captioner
 from .unified_scores import UnifiedExam, samples_of, score_nats, score_unified, score_uses, unified_exam
 from colanb.unified.unified_train import (
@@ -32,7 +32,7 @@ from colanb.unified.unified_train import (
 
 # %% ../../nbs/9_unified/10_unified_study.ipynb #5e839f90
 UNIFIED_STUDY = ROOT / "nbs/exp/unified.yaml"
-RIVALS = ("nearest", "captioner")   # of `unified.unified_rivals`
+RIVALS = {"nearest": "unified", "captioner": "answers"}   # of `unified.unified_rivals`, and whose run each takes
 
 
 class UnifiedClaim(Config):
@@ -107,47 +107,24 @@ def measure_unified(
     return rows
 
 
-def run_rival(
+def measure_rival(
     study: UnifiedStudy,
     name: str,                # one of `RIVALS`
+    run: UnifiedRun,
+    pairs: Corpus,
+    vaes: Path,
     seed: int,
-    models: Path,
+    scratch: Path,            # checkpoints of the captioner
     device: str | None,
 ) -> list[dict[str, Any]]:
-    "Score a neighbour among the training pairs, or train and score a captioner, with the VAEs of a seed."
-    if name == "captioner" and study.captioner is None:
-        raise ValueError("the study has no section `captioner`")
-    run = study.arm("unified" if name == "nearest" else "answers")
-    pairs = pair_corpus(run)
-    vaes = models / str(seed) / "vaes"
-    train_vaes(run, pairs, vaes, seed, device)
+    "Score a neighbour among the training pairs, or train and score a captioner."
     opened = load_vaes(vaes, device or "cpu")
     if name == "nearest":
         rival = NearestPair(run, opened, pairs)
     else:
-        scratch = models / str(seed) / name
         model = train_captioner(run, study.captioner, pairs, vaes, scratch, seed, device)
         rival = PictureReader(run, opened, model, pairs.tokenizer)
     return score_uses(rival, study.exam(), rival.scorers, seed, {"arm": name})
-
-
-def run_arm(
-    study: UnifiedStudy,
-    arm: str,
-    seed: int,
-    models: Path,
-    results: Path,
-    device: str | None,
-) -> list[dict[str, Any]]:
-    "Train an arm with one seed, unless it is there, and measure it."
-    run = study.arm(arm)
-    pairs = pair_corpus(run)
-    vaes = models / str(seed) / "vaes"
-    out = models / str(seed) / arm
-    logs = train_vaes(run, pairs, vaes, seed, device)
-    log = train_unified(run, pairs, vaes, out, seed, device)
-    rows = rows_of_training(log, logs, seed, {"arm": arm})
-    return rows + measure_unified(load_unified(out, device or "cpu"), study, arm, seed, results)
 
 
 def run_unified(
@@ -159,13 +136,21 @@ def run_unified(
     device: str | None = None,
 ) -> list[dict[str, Any]]:
     "Train an arm with one seed, unless it is there, measure it and write its rows; the VAEs of a seed serve all arms."
+    if arm == "captioner" and study.captioner is None:
+        raise ValueError("the study has no section `captioner`")
+    run = study.arm(RIVALS.get(arm, arm))
+    pairs = pair_corpus(run)
+    vaes = models / str(seed) / "vaes"
+    out = models / str(seed) / arm
+    logs = train_vaes(run, pairs, vaes, seed, device)
     if arm in RIVALS:
-        rows = run_rival(study, arm, seed, models, device)
+        rows = measure_rival(study, arm, run, pairs, vaes, seed, out, device)
     else:
-        rows = run_arm(study, arm, seed, models, results, device)
+        log = train_unified(run, pairs, vaes, out, seed, device)
+        rows = rows_of_training(log, logs, seed, {"arm": arm})
+        rows += measure_unified(load_unified(out, device or "cpu"), study, arm, seed, results)
     write_text_atomically(results / arm / f"{seed}.json", rows_text(rows))
     return rows
-
 
 # %% ../../nbs/9_unified/10_unified_study.ipynb #08b63207
 COLUMNS = ["seed", "arm", "metric", "value", "n", "unit", "outcomes", "chance", "bayes", "vae"]

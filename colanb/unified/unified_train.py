@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'PairsConfig', 'world_of', 'UnifiedRun', 'PairRows', 'draw_rows', 'corpus_of', 'pair_corpus', 'instruction',
-           'text_corpus', 'train_vaes', 'Autoencoders', 'load_vaes', 'task_latents', 'draw_kind', 'unified_loss',
-           'measured_kind', 'unified_validation', 'read_unified_run', 'unified_settings', 'unified_record',
-           'train_unified', 'UnifiedModel', 'load_unified']
+           'text_corpus', 'train_vaes', 'Autoencoders', 'load_vaes', 'asked_and_said', 'task_latents', 'draw_kind',
+           'unified_loss', 'measured_kind', 'unified_validation', 'read_unified_run', 'unified_settings',
+           'unified_record', 'train_unified', 'UnifiedModel', 'load_unified']
 
 # %% ../../nbs/9_unified/06_unified_train.ipynb #3f36a247
 import hashlib
@@ -240,6 +240,17 @@ def load_vaes(folder: Path | str, device: str = "cpu") -> Autoencoders:   # that
     return Autoencoders(model.vae, image).frozen(device)
 
 # %% ../../nbs/9_unified/06_unified_train.ipynb #8ff50f6b
+def asked_and_said(
+    rows: PairRows,
+    asked: bool,        # questions in place of the instruction that asks for a caption
+    tokenizer: Tokenizer,
+) -> tuple[Int[Tensor, "b p"], Int[Tensor, "b t"]]:
+    "Choose the tokens of it2t: the prompts, and the texts that answer them."
+    if asked:
+        return rows.question, rows.answer
+    return instruction(tokenizer, len(rows.caption)).to(rows.caption.device), rows.caption
+
+
 def _drawn(q: Posterior, generator: torch.Generator) -> Tensor:
     return q.sample(generator).clone()   # the network's input may not be a tensor of inference
 
@@ -255,8 +266,7 @@ def task_latents(
 ) -> Latents:
     "Encode what a task takes of a batch."
     if task == "it2t":
-        prompt = rows.question if asked else instruction(tokenizer, len(rows.question)).to(rows.question.device)
-        text = rows.answer if asked else rows.caption
+        prompt, text = asked_and_said(rows, asked, tokenizer)
         return Latents(
             text=_drawn(vaes.text.encode(text), generator),
             image=vaes.image.encode(rows.pixels).mean,
